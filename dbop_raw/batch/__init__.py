@@ -1,0 +1,1 @@
+"""`batch`: one transaction, many items, bad ones set aside."""

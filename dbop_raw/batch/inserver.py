@@ -1,0 +1,222 @@
+"""Row by row in the server: a function in `pg_temp` that takes one array a column, and catches each row's error.
+
+One round trip however many rows are bad, at one internal subtransaction a row (PL/pgSQL, "Trapping Errors"). It needs the TEMP privilege and PL/pgSQL. All
+names in it are qualified, so that no `search_path` can put something else in their place.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import asyncpg
+
+from dbop_raw import sql
+from dbop_raw.operation import Scope
+from dbop_raw.sqlstate import CONDITIONS, RULES, Rule, verdict_of
+
+__all__ = ["Column", "InServer", "RowFailure", "Unsupported"]
+
+
+class Unsupported(Exception):  # noqa: N818 - a signal within the batch, never shown
+    """The server can't try these rows one by one: the way of spans is left."""
+
+
+@dataclass(frozen=True, slots=True)
+class RowFailure:
+    """The row at `index` failed in the server, with what would have been raised."""
+
+    index: int
+    error: asyncpg.PostgresError
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column as the function needs it."""
+
+    name: str
+    type: str
+    """As SQL writes it, without a length: a cast to `varchar(3)` would cut silently, an assignment raises."""
+    is_array: bool
+
+    @staticmethod
+    async def of_table(scope: Scope, relation: str, columns: Sequence[str]) -> list[Column]:
+        """Read the columns' types; raises `Unsupported` when one is not there (COPY will say so better)."""
+        await scope.flush()
+        rows = await scope.conn.fetch(
+            "SELECT a.attname::pg_catalog.text AS name, pg_catalog.format_type(a.atttypid, NULL) AS type, "
+            "t.typlen OPERATOR(pg_catalog.=) -1 AND t.typelem OPERATOR(pg_catalog.<>) 0 AS is_array "
+            "FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_type t ON t.oid OPERATOR(pg_catalog.=) a.atttypid "
+            "WHERE a.attrelid OPERATOR(pg_catalog.=) $1::pg_catalog.text::pg_catalog.regclass "
+            "AND a.attnum OPERATOR(pg_catalog.>) 0 AND NOT a.attisdropped",
+            relation,
+        )
+        found = {row["name"]: Column(row["name"], row["type"], row["is_array"]) for row in rows}
+        if not all(name in found for name in columns):
+            raise Unsupported
+        return [found[name] for name in columns]
+
+
+# The fields of an error that PL/pgSQL can read, and the letters that the protocol names them by.
+_FIELDS = (
+    ("code", "RETURNED_SQLSTATE", "C"),
+    ("message", "MESSAGE_TEXT", "M"),
+    ("detail", "PG_EXCEPTION_DETAIL", "D"),
+    ("hint", "PG_EXCEPTION_HINT", "H"),
+    ("context", "PG_EXCEPTION_CONTEXT", "W"),
+    ("schema", "SCHEMA_NAME", "s"),
+    ("tab", "TABLE_NAME", "t"),
+    ("col", "COLUMN_NAME", "c"),
+    ("typ", "PG_DATATYPE_NAME", "d"),
+    ("con", "CONSTRAINT_NAME", "n"),
+)
+
+# Variables begin with d_, and a column of the user's that is named alike wins. `d_calm` counts the good rows since the last bad one: where it grows, blocks
+# of rows are tried together, and a block that fails is tried again in smaller ones.
+_BODY = """
+#variable_conflict use_column
+DECLARE
+  d_k pg_catalog.int4 := 1;
+  d_n pg_catalog.int4 := COALESCE(pg_catalog.array_length(d_1, 1), 0);
+  d_hi pg_catalog.int4;
+  d_calm pg_catalog.int4 := 0;
+BEGIN
+  WHILE d_k OPERATOR(pg_catalog.<=) d_n LOOP
+    d_hi := LEAST(d_k OPERATOR(pg_catalog.+) d_block OPERATOR(pg_catalog.-) 1, d_n);
+    BEGIN
+      IF d_hi OPERATOR(pg_catalog.=) d_k THEN
+        {one};
+      ELSE
+        {block};
+      END IF;
+      d_calm := d_calm OPERATOR(pg_catalog.+) d_hi OPERATOR(pg_catalog.-) d_k OPERATOR(pg_catalog.+) 1;
+      d_k := d_hi OPERATOR(pg_catalog.+) 1;
+      {grow}
+    EXCEPTION WHEN OTHERS THEN
+      IF (SQLSTATE OPERATOR(pg_catalog.=) ANY (d_stop)
+          OR pg_catalog.substr(SQLSTATE, 1, 2) OPERATOR(pg_catalog.=) ANY (d_stop))
+         AND NOT SQLSTATE OPERATOR(pg_catalog.=) ANY (d_keep) THEN
+        RAISE;
+      END IF;
+      IF d_hi OPERATOR(pg_catalog.=) d_k THEN
+        GET STACKED DIAGNOSTICS {diagnostics};
+        d_index := d_k;
+        RETURN NEXT;
+        d_k := d_k OPERATOR(pg_catalog.+) 1;
+        d_block := 1;
+        d_calm := 0;
+      ELSE
+        d_block := d_block OPERATOR(pg_catalog./) 4;
+        IF d_block OPERATOR(pg_catalog.<) 1 THEN d_block := 1; END IF;
+      END IF;
+    END;
+  END LOOP;
+END
+"""
+_GROW = """
+      IF d_block OPERATOR(pg_catalog.>) 1 THEN
+        d_block := LEAST(d_block OPERATOR(pg_catalog.*) 2, 256);
+      ELSIF d_calm OPERATOR(pg_catalog.>=) 24 THEN
+        d_block := 8;
+      END IF;"""
+
+
+class InServer:
+    """One such function: its text, and how to call it."""
+
+    def __init__(self, types: Sequence[str], one: str, block: str | None) -> None:
+        arguments = ", ".join(f"d_{n} {type_}[]" for n, type_ in enumerate(types, 1))
+        returns = ", ".join(f"d_{name} pg_catalog.text" for name, _, _ in _FIELDS)
+        body = _BODY.format(
+            one=one,
+            block="NULL" if block is None else block,
+            grow="" if block is None else _GROW,
+            diagnostics=", ".join(f"d_{name} = {item}" for name, item, _ in _FIELDS),
+        )
+        signature = (
+            f"(d_block pg_catalog.int4, d_stop pg_catalog.text[], d_keep pg_catalog.text[], {arguments}) "
+            f"RETURNS TABLE (d_index pg_catalog.int4, {returns}) LANGUAGE plpgsql AS "
+        )
+        name = "dbop_raw_" + hashlib.sha256((signature + body).encode()).hexdigest()[:16]
+        tag = f"$d_{name[-8:]}$"
+        create = f"CREATE FUNCTION pg_temp.{name}{signature}{tag}{body}{tag}"
+        # Made once a session: an earlier batch may have done so, or its transaction was rolled back, or a pooler gave us another session. Making
+        # it again each time would fill pg_proc with dead rows. It travels with the savepoint's message, at no round trip of its own.
+        self._ensure = (
+            f"DO $d_do$BEGIN IF pg_catalog.to_regproc('pg_temp.{name}') IS NULL THEN EXECUTE {sql.literal(create)}; END IF; END$d_do$"
+        )
+        placeholders = ", ".join(f"${n}" for n in range(1, len(types) + 4))
+        self._call = f"SELECT * FROM pg_temp.{name}({placeholders})"
+        self._width = len(types)
+
+    @staticmethod
+    async def for_statement(scope: Scope, statement: str) -> InServer:
+        """For any one statement with parameters, executed with each row's values."""
+        await scope.flush()
+        prepared = await scope.conn.prepare(statement)
+        types = prepared.get_parameters()
+        if not types or any(type_.kind == "array" for type_ in types):
+            # An array of arrays is one array of more dimensions in SQL: its rows can't differ in length.
+            raise Unsupported
+        names = [f"{sql.identifier(type_.schema)}.{sql.identifier(type_.name)}" for type_ in types]
+        values = ", ".join(f"d_{n}[d_k]" for n in range(1, len(types) + 1))
+        return InServer(names, f"EXECUTE {sql.literal(statement)} USING {values}", None)
+
+    @staticmethod
+    def for_table(relation: str, columns: Sequence[Column], *, text: bool) -> InServer:
+        """INSERT into a table's columns what COPY would write there; with `text`, cast from text as COPY parses it."""
+        if not text and any(column.is_array for column in columns):
+            raise Unsupported
+        names = ", ".join(sql.identifier(column.name) for column in columns)
+        casts = [f"::{column.type}" if text else "" for column in columns]
+        numbers = range(1, len(columns) + 1)
+        # COPY writes the given value into an identity column, whatever the column's own rule.
+        insert = f"INSERT INTO {relation} ({names}) OVERRIDING SYSTEM VALUE"
+        one = ", ".join(f"d_{n}[d_k]{cast}" for n, cast in zip(numbers, casts, strict=True))
+        # unnest() of several arrays is the parser's own word, and only unqualified; ROWS FROM says the same with names that can't be hijacked.
+        slices = ", ".join(f"pg_catalog.unnest(d_{n}[d_k:d_hi])" for n in numbers)
+        aliases = ", ".join(f"c{n}" for n in numbers)
+        selected = ", ".join(f"d_u.c{n}{cast}" for n, cast in zip(numbers, casts, strict=True))
+        block = f"{insert} SELECT {selected} FROM ROWS FROM ({slices}) AS d_u({aliases})"
+        types = ["pg_catalog.text" if text else column.type for column in columns]
+        return InServer(types, f"{insert} VALUES ({one})", block)
+
+    async def run(self, scope: Scope, rows: Sequence[Sequence[Any]], first: int, *, block: int) -> list[RowFailure]:
+        """Try `rows`, of which the first has the index `first`; gives those that failed, in order."""
+        stop, keep = _stop_codes(scope.overrides)
+        columns = [list(column) for column in zip(*rows, strict=True)]
+        if len(columns) != self._width:
+            raise Unsupported
+        scope.push(self._ensure)
+        await scope.flush()
+        failures = await scope.conn.fetch(self._call, block, stop, keep, *columns)
+        return [RowFailure(first + row["d_index"] - 1, _error(row)) for row in failures]
+
+
+def _stop_codes(overrides: Mapping[str, Rule] | None) -> tuple[list[str], list[str]]:
+    """The codes and classes that are nobody's fault among the rows, and the codes in such a class that are a row's all the same."""
+    keys = {*RULES, *(overrides or ())}
+    verdicts = {key: verdict_of(key if len(key) == _CODE else key + "000", overrides=overrides) for key in keys}
+    classes = {key for key in keys if len(key) != _CODE}
+    stop = {key for key in keys if not verdicts[key].item}
+    keep = {key for key in keys - classes if verdicts[key].item and key[:2] in stop}
+    return sorted(stop), sorted(keep)
+
+
+_CODE = 5
+
+
+def _error(row: Mapping[str, Any]) -> asyncpg.PostgresError:
+    """The error that the row would have raised, rebuilt from its fields."""
+    fields = {"S": "ERROR", "V": "ERROR"}
+    for name, _, letter in _FIELDS:
+        value = row[f"d_{name}"]
+        if value:
+            fields[letter] = value
+    error = asyncpg.PostgresError.new(fields)
+    if not isinstance(error, asyncpg.PostgresError):
+        message = f"SQLSTATE {fields.get('C')} ({CONDITIONS.get(fields.get('C', ''), 'unknown')}) is no error"
+        raise TypeError(message)
+    return error

@@ -1,0 +1,408 @@
+"""The four ways to write items: `each`, `execute_many`, `copy_into`, `copy_text`. Each writes one span, or raises and says which item it was.
+
+A writer knows nothing of savepoints or retries: `dbop_raw.batch.batch` calls it for the spans that the chooser names.
+"""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, Protocol, TypeVar
+
+import asyncpg
+
+from dbop_raw import sql
+from dbop_raw.batch.inserver import Column, InServer, RowFailure
+from dbop_raw.errors import PolicyError
+from dbop_raw.operation import AnyOperation, Scope, name_of, to_operation
+
+__all__ = ["CopyInto", "CopyText", "Each", "ExecuteMany", "WriteFailed", "Writer", "copy_into", "copy_text", "each", "execute_many"]
+
+Item = TypeVar("Item")
+Item_contra = TypeVar("Item_contra", contravariant=True)
+R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
+
+Row = Sequence[Any]
+TextRow = Sequence[str | None]
+
+# COPY data is handed to the driver in pieces of about so many characters, so that its flow control can work.
+_PIECE = 1 << 20
+
+
+class WriteFailed(Exception):  # noqa: N818 - a signal between writer and batch, never shown
+    """A span could not be written: `error` is the driver's, `index` the item it is about, if that is known."""
+
+    def __init__(self, index: int | None, error: Exception, *, client: bool = False) -> None:
+        super().__init__(index, error)
+        self.index = index
+        self.error = error
+        self.client = client
+        """Raised before anything reached the server: surely the fault of the item, if `index` is known."""
+
+
+class Writer(Protocol[Item_contra, R_co]):
+    """What `batch` takes."""
+
+    @property
+    def name(self) -> str:
+        """For events and for `repr`."""
+        ...
+
+    @property
+    def opaque(self) -> bool:
+        """Are the items operations, which only tell that they failed when they are run?"""
+        ...
+
+    async def write(self, scope: Scope, items: Sequence[Item_contra], lo: int, hi: int) -> Sequence[R_co]:
+        """Write items `lo` to `hi`; raises `WriteFailed`. Gives their results, if the writer has any."""
+        ...
+
+    async def write_rows(self, scope: Scope, items: Sequence[Item_contra], lo: int, hi: int, density: float) -> list[RowFailure]:
+        """Have the server try them one by one; gives those that failed. Raises `WriteFailed` where that can't be done."""
+        ...
+
+
+# --- any operation an item
+
+
+@dataclass(frozen=True, slots=True)
+class Each(Generic[Item, R]):
+    """What `each` makes; see there."""
+
+    make_op: Callable[[Item], AnyOperation[R]]
+    opaque: bool = field(default=True, init=False)
+
+    @property
+    def name(self) -> str:
+        """As it is written."""
+        return f"each({name_of(self.make_op)})"
+
+    async def write(self, scope: Scope, items: Sequence[Item], lo: int, hi: int) -> Sequence[R]:
+        """One after another; the first that fails ends the span."""
+        results: list[R] = []
+        append, make_op = results.append, self.make_op
+        outer = scope.tries
+        if lo == 0:
+            # What began the transaction fails here, if it fails, and not as the first item.
+            await scope.flush()
+        try:
+            for index in range(lo, hi):
+                # The starts of an item's own retry are counted for one run of that item only.
+                scope.tries = {}
+                try:
+                    append(await to_operation(make_op(items[index])).step(scope))
+                except Exception as exc:
+                    raise WriteFailed(index, exc) from exc
+        finally:
+            scope.tries = outer
+        return results
+
+    async def write_rows(self, scope: Scope, items: Sequence[Item], lo: int, hi: int, density: float) -> list[RowFailure]:
+        """Not for operations: the chooser never asks."""
+        raise NotImplementedError
+
+
+def each(make_op: Callable[[Item], AnyOperation[R]]) -> Each[Item, R]:
+    """Write each item with an operation of its own: `each(add_event)`. The results are kept.
+
+    An item's operation may start more than once: when a later item of its span fails, what came before is done again. So it must have no effect outside
+    of the transaction.
+    """
+    if not callable(make_op):
+        message = f"each({make_op!r}): give a function that makes an operation from an item"
+        raise PolicyError(message)
+    return Each(make_op)
+
+
+# --- rows of parameters
+
+
+def _consumed(rows: Sequence[Any], left: Iterator[Any]) -> int:
+    """How many of `rows` were taken from their iterator: the last one taken is the one that could not be encoded."""
+    return len(rows) - operator.length_hint(left)
+
+
+def _client_side(exc: Exception, scope: Scope) -> bool:
+    return not isinstance(exc, (asyncpg.PostgresError, OSError, TimeoutError)) and not scope.conn.is_closed()
+
+
+@dataclass(frozen=True, slots=True)
+class ExecuteMany:
+    """What `execute_many` makes; see there."""
+
+    sql: str
+    opaque: bool = field(default=False, init=False)
+    _in_server: list[InServer] = field(default_factory=list, init=False, repr=False, compare=False)
+
+    @property
+    def name(self) -> str:
+        """The writer's name alone: SQL stays out of events."""
+        return "execute_many"
+
+    async def write(self, scope: Scope, items: Sequence[Row], lo: int, hi: int) -> Sequence[None]:
+        """All executions in one round trip."""
+        await scope.flush()
+        rows = items[lo:hi]
+        left = iter(rows)
+        try:
+            await scope.conn.executemany(self.sql, left)
+        except Exception as exc:
+            # The driver encodes as it sends: its own errors are about the row that it took last; the server's name none.
+            taken = _consumed(rows, left)
+            client = _client_side(exc, scope) and taken > 0
+            raise WriteFailed(lo + taken - 1 if client else None, exc, client=client) from exc
+        return ()
+
+    async def write_rows(self, scope: Scope, items: Sequence[Row], lo: int, hi: int, density: float) -> list[RowFailure]:
+        """A loop in the server that executes the same statement."""
+        del density
+        try:
+            if not self._in_server:
+                self._in_server.append(await InServer.for_statement(scope, self.sql))
+            return await self._in_server[0].run(scope, items[lo:hi], lo, block=1)
+        except Exception as exc:
+            self._in_server.clear()
+            raise WriteFailed(None, exc) from exc
+
+
+def execute_many(statement: str) -> ExecuteMany:
+    """Execute one statement for each row of parameters: `execute_many("INSERT INTO t VALUES ($1, $2)")`."""
+    if not isinstance(statement, str) or not statement.strip():
+        message = f"execute_many({statement!r}): give one SQL statement with parameters $1, $2, …"
+        raise PolicyError(message)
+    return ExecuteMany(statement)
+
+
+# --- COPY
+
+
+@dataclass(frozen=True, slots=True)
+class _Target:
+    """A table and its columns, each name taken literally."""
+
+    table: str
+    columns: tuple[str, ...]
+    schema: str | None
+
+    @classmethod
+    def of(cls, table: str, columns: Sequence[str], schema: str | None) -> _Target:
+        if isinstance(columns, str) or not all(isinstance(c, str) for c in columns):
+            message = f"columns={columns!r}: give a sequence of column names, such as ('id', 'body')"
+            raise PolicyError(message)
+        if not columns:
+            message = "columns=(): name at least one column"
+            raise PolicyError(message)
+        if len(set(columns)) != len(columns):
+            message = f"columns={columns!r} names a column twice"
+            raise PolicyError(message)
+        for name in (table, *columns, *(() if schema is None else (schema,))):
+            sql.identifier(name)
+        return cls(table, tuple(columns), schema)
+
+    @property
+    def relation(self) -> str:
+        return sql.relation(self.table, self.schema)
+
+    def culprit(self, exc: Exception) -> int | None:
+        """The row, from 0, that the server's error names in its context: `COPY t, line 38`.
+
+        The words are translated, the table's name and the number are not. Two such lines, or none, name nobody.
+        """
+        context = getattr(exc, "context", None)
+        if not isinstance(exc, asyncpg.PostgresError) or not isinstance(context, str):
+            return None
+        prefix = f"COPY {self.table}, "
+        found = [line for line in context.split("\n") if line.startswith(prefix)]
+        number = re.match(r"\D*(\d+)", found[0][len(prefix) :]) if len(found) == 1 else None
+        return int(number[1]) - 1 if number and int(number[1]) > 0 else None
+
+
+def _misfit(rows: Sequence[Row], width: int, lo: int) -> None:
+    """Raise for the first row that has not `width` values; the driver would cut a longer one short without a word."""
+    try:
+        if {*map(len, rows)} <= {width}:
+            return
+    except TypeError:
+        pass
+    for index, row in enumerate(rows, lo):
+        if not isinstance(row, Sequence):
+            error: Exception = TypeError(f"a row is a sequence of {width} values, one a column; this is a {type(row).__name__}")
+        elif isinstance(row, (str, bytes)):
+            error = TypeError(f"a row is a sequence of {width} values, one a column; this is one {type(row).__name__}")
+        elif len(row) != width:
+            error = ValueError(f"the row has {len(row)} values, but there are {width} columns")
+        else:
+            continue
+        raise WriteFailed(index, error, client=True) from error
+
+
+class _Copy:
+    """What both COPY writers share: the row-by-row way, by INSERT of the same columns."""
+
+    __slots__ = ()
+    target: _Target
+    _in_server: list[InServer]
+
+    async def _columns(self, scope: Scope) -> list[Column]:
+        return await Column.of_table(scope, self.target.relation, self.target.columns)
+
+    async def _try_rows(self, scope: Scope, rows: Sequence[Row], lo: int, density: float, *, text: bool) -> list[RowFailure]:
+        try:
+            if not self._in_server:
+                columns = await Column.of_table(scope, self.target.relation, self.target.columns)
+                self._in_server.append(InServer.for_table(self.target.relation, columns, text=text))
+            # Where bad rows are rare, the server tries blocks of them; where they are dense, that would only be undone.
+            return await self._in_server[0].run(scope, rows, lo, block=1 if density > _DENSE else _BLOCK)
+        except Exception as exc:
+            self._in_server.clear()
+            raise WriteFailed(None, exc) from exc
+
+
+_DENSE = 0.03
+_BLOCK = 32
+
+
+@dataclass(frozen=True, slots=True)
+class CopyInto(_Copy):
+    """What `copy_into` makes; see there."""
+
+    target: _Target
+    opaque: bool = field(default=False, init=False)
+    _in_server: list[InServer] = field(default_factory=list, init=False, repr=False, compare=False)
+
+    @property
+    def name(self) -> str:
+        """With the table's name."""
+        return f"copy_into({self.target.relation})"
+
+    async def write(self, scope: Scope, items: Sequence[Row], lo: int, hi: int) -> Sequence[None]:
+        """One binary COPY."""
+        rows = items[lo:hi]
+        _misfit(rows, len(self.target.columns), lo)
+        await scope.flush()
+        left = iter(rows)
+        target = self.target
+        try:
+            await scope.conn.copy_records_to_table(
+                target.table, schema_name=target.schema, columns=target.columns, records=left
+            )
+        except Exception as exc:
+            taken = _consumed(rows, left)
+            if _client_side(exc, scope) and taken > 0:
+                raise WriteFailed(lo + taken - 1, exc, client=True) from exc
+            row = target.culprit(exc)
+            raise WriteFailed(None if row is None else lo + row, exc) from exc
+        return ()
+
+    async def write_rows(self, scope: Scope, items: Sequence[Row], lo: int, hi: int, density: float) -> list[RowFailure]:
+        """A loop in the server that inserts the same columns."""
+        rows = items[lo:hi]
+        _misfit(rows, len(self.target.columns), lo)
+        return await self._try_rows(scope, rows, lo, density, text=False)
+
+
+def copy_into(table: str, *, columns: Sequence[str], schema: str | None = None) -> CopyInto:
+    """Write rows of Python values with binary COPY: the fastest way in.
+
+    `table`, `columns` and `schema` are single identifiers, taken literally: `copy_into("Order lines", columns=("id", "Größe"))`. A row has one value for
+    each column, in that order, of the Python types that asyncpg takes for the column's type.
+    """
+    return CopyInto(_Target.of(table, columns, schema))
+
+
+_SPECIAL = re.compile(r"[\\\t\n\r]")
+_ESCAPES = {"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"}
+
+
+def _escape(value: str) -> str:
+    return _SPECIAL.sub(lambda m: _ESCAPES[m[0]], value)
+
+
+def _text_line(row: TextRow) -> str:
+    """One row in COPY's text format (PostgreSQL, "COPY", File Formats)."""
+    return "\t".join(["\\N" if value is None else _escape(value) for value in row])
+
+
+def _encode(rows: Sequence[TextRow], lo: int) -> list[bytes]:
+    """All rows in COPY's text format, in pieces. Raises `WriteFailed` for the first value that is no `str`, or no valid text."""
+    pieces = []
+    try:
+        lines = [_text_line(row) for row in rows]
+        for start in range(0, len(lines), 4096):
+            pieces.append(("\n".join(lines[start : start + 4096]) + "\n").encode())
+    except (TypeError, ValueError) as exc:
+        for index, row in enumerate(rows, lo):
+            _check_text(index, row)
+        raise WriteFailed(None, exc, client=True) from exc
+    return pieces
+
+
+def _check_text(index: int, row: TextRow) -> None:
+    for value in row:
+        if value is not None and not isinstance(value, str):
+            error: Exception = TypeError(f"copy_text takes str or None; this row has a {type(value).__name__}")
+            raise WriteFailed(index, error, client=True) from error
+    try:
+        _text_line(row).encode()
+    except ValueError as exc:
+        raise WriteFailed(index, exc, client=True) from exc
+
+
+async def _stream(pieces: list[bytes]) -> Any:
+    for piece in pieces:
+        yield piece
+
+
+@dataclass(frozen=True, slots=True)
+class CopyText(_Copy):
+    """What `copy_text` makes; see there."""
+
+    target: _Target
+    opaque: bool = field(default=False, init=False)
+    _in_server: list[InServer] = field(default_factory=list, init=False, repr=False, compare=False)
+
+    @property
+    def name(self) -> str:
+        """With the table's name."""
+        return f"copy_text({self.target.relation})"
+
+    async def write(self, scope: Scope, items: Sequence[TextRow], lo: int, hi: int) -> Sequence[None]:
+        """One COPY in text format."""
+        rows = items[lo:hi]
+        _misfit(rows, len(self.target.columns), lo)
+        pieces = _encode(rows, lo)
+        await scope.flush()
+        target = self.target
+        try:
+            # A memoryview, since the driver takes bytes for a path.
+            await scope.conn.copy_to_table(
+                target.table,
+                schema_name=target.schema,
+                columns=target.columns,
+                source=memoryview(pieces[0]) if len(pieces) == 1 else _stream(pieces),
+                format="text",
+                encoding="UTF8",
+            )
+        except Exception as exc:
+            row = target.culprit(exc)
+            raise WriteFailed(None if row is None else lo + row, exc) from exc
+        return ()
+
+    async def write_rows(self, scope: Scope, items: Sequence[TextRow], lo: int, hi: int, density: float) -> list[RowFailure]:
+        """A loop in the server that casts and inserts the same columns."""
+        rows = items[lo:hi]
+        _misfit(rows, len(self.target.columns), lo)
+        for index, row in enumerate(rows, lo):
+            _check_text(index, row)
+        return await self._try_rows(scope, rows, lo, density, text=True)
+
+
+def copy_text(table: str, *, columns: Sequence[str], schema: str | None = None) -> CopyText:
+    """Write rows of `str | None` with COPY in text format: what a CSV gives, parsed by the server's own types.
+
+    None is NULL, and the empty string is the empty string. `table`, `columns` and `schema` are single identifiers, taken literally.
+    """
+    return CopyText(_Target.of(table, columns, schema))

@@ -1,0 +1,200 @@
+"""Capacity: who gets a connection of the pool, who waits and for how long, what is shed, and which connection is thrown away.
+
+The pool stays the user's own: it is never patched, and can be used beside this.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import traceback
+import warnings
+from dataclasses import dataclass
+
+import anyio
+import asyncpg
+
+from dbop_raw import events
+from dbop_raw.errors import AcquireTimeout, EngineClosed, EngineOverloaded, PolicyError
+from dbop_raw.events import Event, Observer
+from dbop_raw.operation import CLEANUP_SECONDS, GRACE_SECONDS, Connection
+from dbop_raw.policy import positive_seconds
+from dbop_raw.sqlstate import Repair, Verdict
+from dbop_raw.stats import Counters, EngineStats
+
+__all__ = ["Capacity", "Checkout"]
+
+# After these, no connection of the pool leads to the primary any more: the pool is expired, once.
+_PRIMARY_LOST = frozenset({"25006", "57P02"})
+
+_POOL_METHODS = ("acquire", "release", "get_size", "get_idle_size", "get_max_size", "expire_connections")
+
+
+@dataclass(slots=True, eq=False)
+class Checkout:
+    """A connection that an engine holds."""
+
+    conn: Connection
+    generation: int
+    since: float
+    timer: asyncio.TimerHandle | None = None
+
+
+class Capacity:
+    """The connections of one pool, as one engine takes them and gives them back. The options are `Engine`'s; see there."""
+
+    def __init__(
+        self,
+        pool: asyncpg.Pool,
+        *,
+        acquire_timeout: float,
+        max_waiting: int | None,
+        leak_after: float | None,
+        observer: Observer | None,
+    ) -> None:
+        for needed in _POOL_METHODS:
+            if not callable(getattr(pool, needed, None)):
+                message = f"a {type(pool).__name__} is not an asyncpg pool (no {needed}()): give what asyncpg.create_pool() makes"
+                raise PolicyError(message)
+        if max_waiting is not None and (isinstance(max_waiting, bool) or not isinstance(max_waiting, int) or max_waiting < 0):
+            message = f"max_waiting={max_waiting!r} is not allowed: give a whole number of at least 0, or None"
+            raise PolicyError(message)
+        self.counters = Counters()
+        self._pool = pool
+        self._acquire_timeout = positive_seconds("acquire_timeout", acquire_timeout)
+        self._max_waiting = max_waiting
+        self._leak_after = None if leak_after is None else positive_seconds("leak_after", leak_after)
+        self._observer = observer
+        self._held: set[Checkout] = set()
+        # Counts the expiries: a connection from before one does not cause the next.
+        self._generation = 0
+        self._closed = False
+        self._drained: asyncio.Event | None = None
+
+    def __repr__(self) -> str:
+        """The numbers that matter; never a DSN."""
+        size, limit = self._pool.get_size(), self._pool.get_max_size()
+        return f"size={size}/{limit} in_use={len(self._held)} waiting={self.counters.waiting}"
+
+    async def acquire(self, *, shed: bool = True) -> Checkout:
+        """Take a connection; raises `AcquireTimeout`, `EngineOverloaded` (with `shed`), `EngineClosed`, or what connecting raised."""
+        if self._closed:
+            raise EngineClosed
+        if shed and self._max_waiting is not None:
+            self._shed_if_full(self._max_waiting)
+        started = anyio.current_time()
+        self.counters.waiting += 1
+        try:
+            with anyio.CancelScope(deadline=started + self._acquire_timeout) as limit:
+                conn = await self._pool.acquire()
+        finally:
+            self.counters.waiting -= 1
+        now = anyio.current_time()
+        if limit.cancelled_caught:
+            raise self._timed_out(now - started)
+        self.counters.acquired(now - started)
+        if self._observer is not None:
+            self._emit(events.Acquired(waited=now - started))
+        checkout = Checkout(conn, self._generation, now)
+        if self._leak_after is not None:
+            self._watch(checkout, self._leak_after)
+        self._held.add(checkout)
+        return checkout
+
+    def _shed_if_full(self, max_waiting: int) -> None:
+        """Refuse the call when connections in use and calls on their way to one are as many as pool and queue may hold."""
+        pool, waiting = self._pool, self.counters.waiting
+        busy = pool.get_size() - pool.get_idle_size()
+        if busy + waiting >= pool.get_max_size() + max_waiting:
+            self.counters.shed += 1
+            if self._observer is not None:
+                self._emit(events.Shed(waiting=waiting))
+            raise EngineOverloaded(waiting=waiting, max_waiting=max_waiting, max_size=pool.get_max_size())
+
+    def _timed_out(self, waited: float) -> AcquireTimeout:
+        pool, waiting = self._pool, self.counters.waiting
+        self.counters.acquire_timeouts += 1
+        if self._observer is not None:
+            self._emit(events.AcquireTimedOut(waited=waited, waiting=waiting))
+        return AcquireTimeout(
+            seconds=self._acquire_timeout,
+            size=pool.get_size(),
+            max_size=pool.get_max_size(),
+            idle=pool.get_idle_size(),
+            waiting=waiting,
+        )
+
+    def _watch(self, checkout: Checkout, seconds: float) -> None:
+        stack = "".join(traceback.format_stack(limit=20)[:-2])
+
+        def report() -> None:
+            if self._observer is not None:
+                self._emit(events.LeakSuspected(held=seconds, stack=stack))
+            else:
+                message = f"a connection has been held for more than {seconds:g} s; it was taken here:\n{stack}"
+                warnings.warn(message, ResourceWarning, stacklevel=1)
+
+        checkout.timer = asyncio.get_running_loop().call_later(seconds, report)
+
+    async def give_back(self, checkout: Checkout, verdict: Verdict, *, lost: bool, until: float = math.inf) -> None:
+        """Release after an error: a `lost` connection is thrown away, and a lost primary expires the pool."""
+        if verdict.sqlstate in _PRIMARY_LOST and verdict.repair is Repair.CONNECTION:
+            await self._expire(checkout, verdict)
+        if lost or checkout.conn.is_closed():
+            self.counters.evicted += 1
+            if self._observer is not None:
+                self._emit(events.Evicted(sqlstate=verdict.sqlstate, condition=verdict.condition))
+            checkout.conn.terminate()
+        await self.release(checkout, until)
+
+    async def _expire(self, checkout: Checkout, verdict: Verdict) -> None:
+        """Expire the pool once for each loss: whoever still holds a connection from before does not expire the new ones."""
+        if checkout.generation != self._generation:
+            return
+        self._generation += 1
+        with anyio.CancelScope(shield=True):
+            await self._pool.expire_connections()
+        if self._observer is not None:
+            self._emit(events.PoolExpired(sqlstate=verdict.sqlstate))
+
+    async def release(self, checkout: Checkout, until: float = math.inf) -> None:
+        """Give a connection back, shielded and bounded. What can't be reset is thrown away by the pool, and is no error of the caller's."""
+        now = anyio.current_time()
+        seconds = min(CLEANUP_SECONDS, max(0.0, until - now) + GRACE_SECONDS)
+        try:
+            with anyio.CancelScope(shield=True):
+                await self._pool.release(checkout.conn, timeout=seconds)
+        except Exception:  # noqa: BLE001 - asyncpg has terminated the connection
+            self.counters.evicted += 1
+        finally:
+            if checkout.timer is not None:
+                checkout.timer.cancel()
+            self.counters.held_seconds += now - checkout.since
+            self._held.discard(checkout)
+            if self._drained is not None and not self._held:
+                self._drained.set()
+
+    async def drain(self, seconds: float) -> bool:
+        """Refuse new calls, wait for those that run, then throw away the connections that are still held; True when there were none."""
+        self._closed = True
+        if not self._held:
+            return True
+        if self._drained is None:
+            self._drained = asyncio.Event()
+        with anyio.move_on_after(seconds):
+            await self._drained.wait()
+        clean = not self._held
+        for checkout in self._held:
+            checkout.conn.terminate()
+        return clean
+
+    def stats(self) -> EngineStats:
+        """The numbers as they are now."""
+        pool = self._pool
+        return self.counters.snapshot(
+            size=pool.get_size(), max_size=pool.get_max_size(), idle=pool.get_idle_size(), in_use=len(self._held)
+        )
+
+    def _emit(self, event: Event) -> None:
+        if self._observer is not None:
+            events.notify(self._observer, event)

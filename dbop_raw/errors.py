@@ -1,0 +1,218 @@
+"""Every error of our own.
+
+    DbopError
+    ├── OperationTimeout (TimeoutError)   a timeout or a deadline ran out
+    ├── AcquireTimeout (TimeoutError)     no connection came free in time
+    ├── EngineOverloaded                  too many callers wait already
+    ├── EngineClosed                      the engine was closed
+    ├── RetriesExhausted                  a retry gave up; the last error is its cause
+    ├── CommitUnknown                     the answer to a COMMIT was lost
+    ├── TransactionAborted                COMMIT answered ROLLBACK
+    ├── TransactionMisuse                 a body touched the transaction that it runs in
+    ├── RollbackFailed                    a rollback failed; keeps both errors
+    ├── SkipLimitExceeded                 more items failed than are allowed to
+    └── PolicyError (ValueError)          a value that is not allowed
+
+What is not here is raised as it came: a permanent error of the server or the driver passes unchanged. No message holds SQL, a DSN, or
+a value of an item: those may be secret, and messages end in logs.
+
+The errors can be pickled and copied; as with every exception of Python, `__cause__` does not travel with them.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeVar
+
+__all__ = [
+    "AcquireTimeout",
+    "CommitUnknown",
+    "DbopError",
+    "EngineClosed",
+    "EngineOverloaded",
+    "OperationTimeout",
+    "PolicyError",
+    "RetriesExhausted",
+    "RollbackFailed",
+    "SkipLimitExceeded",
+    "TransactionAborted",
+    "TransactionMisuse",
+]
+
+E = TypeVar("E", bound="DbopError")
+
+
+def _rebuild(cls: type[E], args: tuple[Any, ...]) -> E:
+    # Not cls(*args): the constructors take data by keyword, and `args` is the message that they made of it.
+    error = cls.__new__(cls)
+    error.args = args
+    return error
+
+
+class DbopError(Exception):
+    """Base of every error that dbop_raw itself raises."""
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle and copy by message and data, not by a second call of the constructor."""
+        return _rebuild, (type(self), self.args), self.__dict__.copy()
+
+
+class OperationTimeout(DbopError, TimeoutError):
+    """A `timeout` or a `deadline` ran out: this one, not one further out, and not a cancellation by the caller."""
+
+    def __init__(self, *, seconds: float, by_server: bool = False) -> None:
+        """`seconds` is the limit that ran out; `by_server` says that the server ended the statement, not the client."""
+        how = (
+            "the server ended the statement, and the connection stays usable"
+            if by_server
+            else "the client stopped waiting, and the connection is thrown away"
+        )
+        super().__init__(
+            f"not done within {seconds:g} s: {how}; allow more time, or look for a slow statement or a lock"
+        )
+        self.seconds = seconds
+        """The limit that ran out, in seconds."""
+        self.by_server = by_server
+        """True: the server itself ended the statement (SQLSTATE 57014 or 55P03), so the connection is usable."""
+
+
+class AcquireTimeout(DbopError, TimeoutError):
+    """No connection came free within `acquire_timeout`. Nothing was sent."""
+
+    def __init__(self, *, seconds: float, size: int, max_size: int, idle: int, waiting: int) -> None:
+        """`size`, `max_size` and `idle` are the pool's connections, `waiting` the callers that still wait."""
+        super().__init__(
+            f"no connection within acquire_timeout={seconds:g} s: the pool has {size} of at most {max_size} connections, {idle} idle, "
+            f"and {waiting} more callers wait; hold connections for a shorter time, make the pool larger, or wait longer"
+        )
+        self.seconds = seconds
+        """The `acquire_timeout` that ran out, in seconds."""
+        self.size = size
+        """Connections that the pool had."""
+        self.max_size = max_size
+        """Connections that it may have."""
+        self.idle = idle
+        """Connections that nobody used."""
+        self.waiting = waiting
+        """Callers that waited for one, without this one."""
+
+
+class EngineOverloaded(DbopError):
+    """As many callers wait for a connection as `max_waiting` allows: this one was turned away at once. Nothing was sent."""
+
+    def __init__(self, *, waiting: int, max_waiting: int, max_size: int) -> None:
+        """`waiting` callers waited, `max_waiting` may, for a pool of `max_size` connections."""
+        super().__init__(
+            f"{waiting} callers wait for a connection, and max_waiting={max_waiting} allows no more (the pool has at most {max_size} "
+            "connections): send less at a time, or try again later"
+        )
+        self.waiting = waiting
+        """Callers that waited."""
+        self.max_waiting = max_waiting
+        """Callers that may wait."""
+        self.max_size = max_size
+        """Connections that the pool may have."""
+
+
+class EngineClosed(DbopError):
+    """The engine was closed, or is closing. Nothing was sent."""
+
+    def __init__(self) -> None:
+        """Takes nothing: there is nothing more to tell."""
+        super().__init__("the engine is closed: run the work before close(), or open a new engine")
+
+
+class RetriesExhausted(DbopError):
+    """A retry gave up on an error that another try might have repaired; that last error is the `__cause__`.
+
+    An outer retry takes it as final, so that layers of retries don't multiply.
+    """
+
+    def __init__(self, *, attempts: int, elapsed: float, reason: str) -> None:
+        """`attempts` starts of the body in `elapsed` seconds, and the `reason` that there is no further one."""
+        super().__init__(
+            f"gave up after {attempts} attempts in {elapsed:.3g} s: {_GAVE_UP.get(reason, reason)}; the last error is the cause of this one"
+        )
+        self.attempts = attempts
+        """How many times the body was started."""
+        self.elapsed = elapsed
+        """Seconds from the first start to the decision."""
+        self.reason = reason
+        """"attempts": the policy allows no more; "budget": the engine's retry budget is empty; "deadline": the next start would be too late."""
+
+
+_GAVE_UP = {
+    "attempts": "the policy allows no more",
+    "budget": "the engine's retry budget is spent, so too much fails at present",
+    "deadline": "the next start would come after the deadline",
+}
+
+
+class CommitUnknown(DbopError):
+    """The outcome of a transaction is not known: it may be committed, or not. The lost answer's error is the `__cause__`.
+
+    Raised when COMMIT was sent and its answer never came, or an autocommitted statement was lost on its way.
+    """
+
+    def __init__(self) -> None:
+        """Takes nothing: that nothing is known is all there is to tell."""
+        super().__init__(
+            "the answer was lost, so the work may be committed or not: look in the database before you do it again, "
+            "or run it with resolve_commit=True, which finds out"
+        )
+
+
+class TransactionAborted(DbopError):
+    """COMMIT was answered with ROLLBACK: the transaction had failed before, and nothing was written.
+
+    PostgreSQL answers so without an error when a statement failed earlier and the program went on
+    (its page on COMMIT; the protocol's ReadyForQuery status "E").
+    """
+
+    def __init__(self) -> None:
+        """Takes nothing: the error that made the transaction fail was swallowed by the body."""
+        super().__init__(
+            "COMMIT was answered with ROLLBACK, nothing was written: an error inside the transaction was caught and not raised again; "
+            "let it pass, or put the part that may fail into savepoint(op)"
+        )
+
+
+class TransactionMisuse(DbopError):
+    """A body touched the transaction that it runs in: `conn.transaction()`, or COMMIT or ROLLBACK in its own SQL.
+
+    The message names the body and what to use instead.
+    """
+
+
+class RollbackFailed(DbopError):
+    """A rollback failed or took too long, so the connection was thrown away. The server rolls back what it held."""
+
+    def __init__(self, *, original: BaseException | None, rollback_error: BaseException) -> None:
+        """`original` made us roll back; `rollback_error` is what the rollback met."""
+        why = "" if original is None else f" after {type(original).__name__}"
+        super().__init__(
+            f"the rollback{why} failed with {type(rollback_error).__name__}: the connection was thrown away, and the server undoes the "
+            "transaction by itself; see .original and .rollback_error"
+        )
+        self.original = original
+        """The error that made us roll back; None where the rollback was asked for."""
+        self.rollback_error = rollback_error
+        """The error of the rollback itself."""
+
+
+class SkipLimitExceeded(DbopError):
+    """More items failed than `skip_limit` allows, so the transaction was rolled back whole."""
+
+    def __init__(self, *, limit: int, failed: tuple[Any, ...]) -> None:
+        """`limit` items may fail; `failed` holds those that did, up to the one too many."""
+        super().__init__(
+            f"{len(failed)} items failed, and skip_limit={limit} allows no more: the transaction was rolled back, none of its items "
+            "is written; see .failed for the items and their errors"
+        )
+        self.limit = limit
+        """The `skip_limit`: how many items may fail."""
+        self.failed = failed
+        """What failed, with index, item, error and verdict each."""
+
+
+class PolicyError(DbopError, ValueError):
+    """A policy, a limit, a name or an option that is not allowed; the message names the value and what is allowed."""

@@ -1,0 +1,207 @@
+"""One transaction on one connection: BEGIN, COMMIT and ROLLBACK as explicit SQL, and what happens when they go wrong.
+
+What may never happen is here: a connection goes back to its pool inside a transaction; a COMMIT that answered ROLLBACK passes for done; a
+COMMIT whose answer was lost passes for done or for not done; a cancelled caller leaves a COMMIT half known on a healthy server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import math
+from collections.abc import AsyncIterator, Mapping
+from typing import TypeVar
+
+import anyio
+import asyncpg
+
+from dbop_raw import sql
+from dbop_raw.errors import CommitUnknown, OperationTimeout, RollbackFailed, TransactionAborted
+from dbop_raw.events import Observer
+from dbop_raw.operation import CLEANUP_SECONDS, GRACE_SECONDS, Connection, Operation, Scope, register, unregister
+from dbop_raw.policy import RetryBudget, Tries
+from dbop_raw.sqlstate import Rule
+
+__all__ = ["COMMIT_SECONDS", "Session"]
+
+T = TypeVar("T")
+
+COMMIT_SECONDS = 5.0
+"""How long a cancelled caller waits for the answer to a COMMIT that is on its way."""
+
+# Codes by which a server says itself that it does not know the outcome.
+_OUTCOME_UNKNOWN = frozenset({"40003", "08007"})
+
+
+class Session(Scope):
+    """One transaction (or, with `transactional=False`, one autocommitted operation) on a connection that it does not own."""
+
+    __slots__ = ("_begin", "deadline", "name")
+
+    def __init__(
+        self,
+        conn: Connection,
+        *,
+        begin: str | None,
+        name: str,
+        deadline: float = math.inf,
+        observer: Observer | None = None,
+        overrides: Mapping[str, Rule] | None = None,
+        budget: RetryBudget | None = None,
+        tries: dict[object, Tries] | None = None,
+        readonly: bool = False,
+    ) -> None:
+        super().__init__(
+            conn,
+            transactional=begin is not None,
+            observer=observer,
+            overrides=overrides,
+            budget=budget,
+            tries=tries,
+            readonly=readonly,
+        )
+        self.name = name
+        # The event loop's time at which all of the run must be over; clean-up may take GRACE_SECONDS more.
+        self.deadline = deadline
+        self._begin = begin
+        if begin is not None:
+            self.push(begin)
+
+    @property
+    def begun(self) -> bool:
+        """Has BEGIN been sent? Until a body needs the connection it has not, and then there is nothing to end either."""
+        return self._begin is not None and not (self._pending and self._pending[0] is self._begin)
+
+    @contextlib.asynccontextmanager
+    async def entered(self) -> AsyncIterator[None]:
+        """Begin now, for a caller that uses the connection itself; up to COMMIT, which is the caller's. Rolls back on an error."""
+        register(self)
+        self.continues = True
+        try:
+            await self.flush()
+            yield
+            self.check_open("the block of engine.transaction()")
+            if self.must_send:
+                await self.flush()
+        except BaseException as exc:
+            unregister(self)
+            await self.rollback(exc)
+            raise
+        unregister(self)
+
+    async def body_of(self, op: Operation[T]) -> T:
+        """Run `op` up to the point where only COMMIT is left; on any error or cancellation, roll back."""
+        register(self)
+        try:
+            result = await op.step(self)
+            if self.must_send:
+                await self.flush()
+        except BaseException as exc:
+            unregister(self)
+            await self.rollback(exc)
+            raise
+        unregister(self)
+        return result
+
+    async def rollback(self, original: BaseException) -> None:
+        """ROLLBACK after `original`: shielded, bounded; a connection that does not answer is thrown away.
+
+        Raises `RollbackFailed` with both causes when it could not be done, unless `original` is a cancellation or a timeout: those are
+        what the caller waits for, and the server rolls back by itself when the connection is gone.
+        """
+        begun = self.begun
+        self.drop_pending()
+        if not begun or self.conn.is_closed():
+            return
+        now = anyio.current_time()
+        # A statement that outlived the timeout its server was given: the server hangs, so don't wait for it long.
+        hangs = isinstance(original, OperationTimeout) and not original.by_server
+        bound = min(now + (GRACE_SECONDS if hangs else CLEANUP_SECONDS), max(now, self.deadline) + GRACE_SECONDS)
+        failure: BaseException | None = None
+        try:
+            with anyio.CancelScope(shield=True, deadline=bound) as limit:
+                await self.conn.execute(sql.ROLLBACK)
+        except Exception as exc:  # noqa: BLE001 - whatever it is, the connection is in doubt
+            failure = exc
+        except BaseException:
+            self.conn.terminate()
+            raise
+        if limit.cancelled_caught:
+            failure = TimeoutError(f"the server did not answer ROLLBACK within {bound - now:.3g} s")
+        if failure is None:
+            return
+        self.conn.terminate()
+        if isinstance(original, Exception) and not isinstance(original, OperationTimeout):
+            raise RollbackFailed(original=original, rollback_error=failure) from original
+
+    async def commit(self) -> None:
+        """COMMIT, and know what became of it.
+
+        Raises the server's error when it refused (nothing is committed), `TransactionAborted` when it answered ROLLBACK, and
+        `CommitUnknown` when the answer was lost. A cancellation waits for the answer, at most `COMMIT_SECONDS`, and is then raised.
+        """
+        if not self.begun:
+            self.drop_pending()
+            return
+        self.drop_pending()
+        # A task of its own: asyncio's task.cancel() would otherwise cancel the COMMIT itself, whatever shields it.
+        answer = asyncio.ensure_future(self.conn.execute(sql.COMMIT))
+        cancelled: BaseException | None = None
+        try:
+            await asyncio.wait({answer}, timeout=self._patience())
+        except BaseException as exc:  # noqa: BLE001 - a cancellation: raised below, when the answer is known
+            cancelled = exc
+            await self._await_answer(answer)
+        if not answer.done():
+            await self._give_up(answer)
+        try:
+            self._judge(answer)
+        finally:
+            if cancelled is not None:
+                raise cancelled
+
+    def _patience(self) -> float | None:
+        if math.isinf(self.deadline):
+            return None
+        return max(0.0, self.deadline - anyio.current_time()) + GRACE_SECONDS
+
+    async def _await_answer(self, answer: asyncio.Future[str]) -> None:
+        """Wait on for a bounded time, though the caller is cancelled."""
+        patience = self._patience()
+        seconds = COMMIT_SECONDS if patience is None else min(COMMIT_SECONDS, patience)
+        try:
+            with anyio.CancelScope(shield=True):
+                await asyncio.wait({answer}, timeout=seconds)
+        except asyncio.CancelledError:
+            # Cancelled twice: whoever does that wants out now, and the connection can't be kept.
+            self.conn.terminate()
+
+    async def _give_up(self, answer: asyncio.Future[str]) -> None:
+        """No answer came: the connection is worthless, and the outcome unknown."""
+        self.conn.terminate()
+        with anyio.CancelScope(shield=True):
+            await asyncio.wait({answer}, timeout=GRACE_SECONDS)
+        answer.cancel()
+
+    def _judge(self, answer: asyncio.Future[str]) -> None:
+        if answer.cancelled() or not answer.done():
+            raise CommitUnknown
+        exc = answer.exception()
+        if exc is None:
+            if answer.result() != sql.COMMIT:
+                raise TransactionAborted
+            return
+        if _refused(exc):
+            raise exc
+        raise CommitUnknown from exc
+
+
+def _refused(exc: BaseException) -> bool:
+    """Is `exc` a definite no to COMMIT? Then nothing is committed; anything else leaves it open.
+
+    An ERROR of the server is: it aborts the transaction. FATAL and PANIC are not: the session may have been ended while it waited for a
+    standby, after the commit. An `InterfaceError` says that nothing was sent.
+    """
+    if isinstance(exc, asyncpg.PostgresError):
+        return exc.severity_en == "ERROR" and exc.sqlstate not in _OUTCOME_UNKNOWN
+    return isinstance(exc, asyncpg.InterfaceError)

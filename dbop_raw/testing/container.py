@@ -1,0 +1,259 @@
+"""PostgreSQL in Docker: the official image, or one made of the embedded wheel where no registry can be reached."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import io
+import os
+import re
+import subprocess
+import tarfile
+import time
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dbop_raw.testing.binaries import embedded_folder
+from dbop_raw.testing.errors import ServerError, ServerUnavailable
+from dbop_raw.testing.folders import free_port
+from dbop_raw.testing.server import Server, run_sql
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    from dbop_raw.testing.server import StopMode
+
+__all__ = ["DockerServer", "check", "docker_server"]
+
+IMAGE_VARIABLE = "DBOP_RAW_DOCKER_IMAGE"
+IMAGE = "postgres:18"
+EMBEDDED_IMAGE = "dbop-raw-embedded-postgres:latest"
+START_TIMEOUT = 60.0
+INNER_PORT = 5432
+SIGNALS: Mapping[StopMode, str] = {"smart": "SIGTERM", "fast": "SIGINT", "immediate": "SIGQUIT"}
+
+# What the official image's entry does, as far as a test needs it: make the data directory once, then be the server.
+ENTRY = """#!/bin/sh
+set -e
+if [ ! -s "$PGDATA/PG_VERSION" ]; then
+    /opt/embedded_postgres/pginstall/bin/initdb -D "$PGDATA" -U postgres -A trust -E UTF8 --no-locale --no-sync
+    echo "host all all all trust" >> "$PGDATA/pg_hba.conf"
+fi
+shift
+exec /opt/embedded_postgres/pginstall/bin/postgres -D "$PGDATA" -c listen_addresses='*' "$@"
+"""
+POSTGRES_ID = 999
+
+
+class DockerServer(Server):
+    """A server in a container: it can be stopped, crashed and paused, but has no standby."""
+
+    kind = "the server in Docker"
+
+    def __init__(self, container: Any, port: int) -> None:
+        super().__init__("127.0.0.1", port, "postgres")
+        self._container = container
+
+    def start(self) -> None:
+        """Start it and wait until it takes connections; nothing where it runs already.
+
+        Raises:
+            ServerError: It was not ready within 60 seconds.
+
+        """
+        self._container.start()
+        self.wait_ready()
+
+    def wait_ready(self) -> None:
+        """Wait until it takes connections.
+
+        Raises:
+            ServerError: It ended, or took longer than 60 seconds.
+
+        """
+        deadline = time.monotonic() + START_TIMEOUT
+        while True:
+            try:
+                # The image's first start runs a server of its own, which listens at no TCP port: ask over TCP.
+                run_sql(self.dsn, "SELECT 1", wait=5)
+            except Exception as exc:
+                self._container.reload()
+                if self._container.status == "exited" or time.monotonic() > deadline:
+                    raise ServerError(self._told(f"the container is {self._container.status}: {exc}")) from exc
+                time.sleep(0.05)
+            else:
+                return
+
+    def stop(self, mode: StopMode = "fast") -> None:
+        """Stop the container's server and wait until it is gone.
+
+        Args:
+            mode: As for any server.
+
+        Raises:
+            ServerError: It was not gone within 30 seconds.
+
+        """
+        self._container.reload()
+        if self._container.status == "paused":
+            self._container.unpause()
+        elif self._container.status != "running":
+            return
+        self._container.kill(SIGNALS[mode])
+        try:
+            self._container.wait(timeout=30)
+        except Exception as exc:
+            raise ServerError(self._told(f"the container was not gone after a stop ({mode}): {exc}")) from exc
+
+    def crash(self) -> None:
+        """Kill the container's server (SIGKILL): its next start recovers from the WAL."""
+        self._container.kill()
+        self._container.wait(timeout=30)
+
+    def pause(self) -> None:
+        """Freeze every process of the container."""
+        self._container.pause()
+
+    def resume(self) -> None:
+        """Let a paused server go on; nothing where it is not paused."""
+        self._container.reload()
+        if self._container.status == "paused":
+            self._container.unpause()
+
+    def kill_backend(self, pid: int, signal: int) -> None:
+        """Send a signal to one process of the server, by its process id *inside* the container."""
+        code, output = self._container.exec_run(["/bin/sh", "-c", f"kill -{int(signal)} {int(pid)}"])
+        if code != 0:
+            raise ServerError(self._told(f"kill in the container failed: {output.decode(errors='replace')}"))
+
+    def log_tail(self, n: int = 20) -> str:
+        """Return the last `n` lines of the container's log."""
+        return str(self._container.logs(tail=n).decode("utf-8", "replace"))
+
+
+def check() -> None:
+    """See that a Docker daemon answers.
+
+    Raises:
+        ServerUnavailable: The package is missing, or no daemon answers.
+
+    """
+    _client().close()
+
+
+@contextmanager
+def docker_server(settings: Mapping[str, str], *, durable: bool) -> Iterator[DockerServer]:
+    """Give a server in a new container, which is removed at the end of the block.
+
+    Raises:
+        ServerUnavailable: There is no Docker, or no image.
+        ServerError: The server did not start; the message has its log.
+
+    """
+    ours = {} if durable else {"fsync": "off", "full_page_writes": "off"}
+    options = [part for name, value in (ours | dict(settings)).items() for part in ("-c", f"{name}={value}")]
+    client = _client()
+    try:
+        # Fixed by us: a port that Docker chose would change with each start.
+        port = free_port()
+        container = client.containers.run(
+            _image(client),
+            ["postgres", *options],
+            detach=True,
+            environment={"POSTGRES_HOST_AUTH_METHOD": "trust"},
+            ports={f"{INNER_PORT}/tcp": ("127.0.0.1", port)},
+            labels={"dbop_raw": "testing"},
+        )
+        try:
+            server = DockerServer(container, port)
+            server.wait_ready()
+            yield server
+        finally:
+            container.remove(force=True, v=True)
+    finally:
+        client.close()
+
+
+def _client() -> Any:
+    if importlib.util.find_spec("docker") is None:
+        raise ServerUnavailable("the package docker is not installed")
+    docker = importlib.import_module("docker")
+    try:
+        client = docker.from_env(timeout=60)
+        client.ping()
+    except Exception as exc:
+        raise ServerUnavailable(f"no Docker daemon answers: {exc}") from exc
+    return client
+
+
+def _image(client: Any) -> str:
+    """Return an image that is there: the wanted one, pulled if need be, else one made of the embedded wheel."""
+    errors = importlib.import_module("docker.errors")
+    wanted = os.environ.get(IMAGE_VARIABLE, IMAGE)
+    with suppress(errors.ImageNotFound):
+        client.images.get(wanted)
+        return wanted
+    try:
+        client.images.pull(wanted)
+    except errors.APIError as exc:
+        try:
+            return _embedded_image(client, errors)
+        except ServerUnavailable as missing:
+            raise ServerUnavailable(f"no image {wanted} ({exc}), and none can be made: {missing}") from exc
+    return wanted
+
+
+def _embedded_image(client: Any, errors: Any) -> str:
+    with suppress(errors.ImageNotFound):
+        client.images.get(EMBEDDED_IMAGE)
+        return EMBEDDED_IMAGE
+    repository, tag = EMBEDDED_IMAGE.split(":")
+    changes = ['ENTRYPOINT ["/entry"]', f"USER {POSTGRES_ID}", "ENV PGDATA=/data", "ENV PATH=/bin", "STOPSIGNAL SIGINT"]
+    client.api.import_image_from_data(image_tar(embedded_folder()), repository=repository, tag=tag, changes=changes)
+    return EMBEDDED_IMAGE
+
+
+def image_tar(folder: Path) -> bytes:
+    """Return a root file system that runs the programs of `folder`: them, a shell, and the libraries of both.
+
+    Raises:
+        ServerUnavailable: There is no ldd here to name the libraries.
+
+    """
+    package = folder.parent.parent
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w") as tar:
+        for path in (package, package.with_name(f"{package.name}.libs")):
+            if path.exists():
+                tar.add(path, f"opt/{path.name}")
+        shell = Path("/bin/sh").resolve()
+        tar.add(shell, "bin/sh")
+        for library in sorted(_libraries([shell, folder / "postgres", folder / "initdb", *package.glob("**/*.so")])):
+            tar.add(library.resolve(), str(library).lstrip("/"))
+        _add_text(tar, "entry", ENTRY, mode=0o755)
+        _add_text(tar, "etc/passwd", f"postgres:x:{POSTGRES_ID}:{POSTGRES_ID}::/data:/bin/sh\n", mode=0o644)
+        for name, mode in (("data", 0o700), ("tmp", 0o1777)):
+            entry = tarfile.TarInfo(name)
+            entry.type, entry.mode, entry.uid, entry.gid = tarfile.DIRTYPE, mode, POSTGRES_ID, POSTGRES_ID
+            tar.addfile(entry)
+    return buffer.getvalue()
+
+
+def _libraries(programs: list[Path]) -> set[Path]:
+    """Return the shared libraries outside the wheel that programs need, and their loader."""
+    try:
+        done = subprocess.run(
+            ["ldd", *map(str, programs)], capture_output=True, text=True, check=False, timeout=60  # noqa: S607
+        )
+    except OSError as exc:
+        raise ServerUnavailable(f"ldd is needed to find the libraries for an image: {exc}") from exc
+    found = {Path(path) for path in re.findall(r"(?:=> |^\s+)(/\S+) \(0x", done.stdout, re.MULTILINE)}
+    return {path for path in found if "embedded_postgres" not in str(path)}
+
+
+def _add_text(tar: tarfile.TarFile, name: str, text: str, *, mode: int) -> None:
+    data = text.encode()
+    entry = tarfile.TarInfo(name)
+    entry.size, entry.mode = len(data), mode
+    tar.addfile(entry, io.BytesIO(data))
