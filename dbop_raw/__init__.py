@@ -1,6 +1,7 @@
 """dbop_raw: driver-level middleware over asyncpg pools for PostgreSQL.
 
-Engine is capacity, Session is consistency, Batch is resilience, and failure is data. The README says how they are used.
+Engine is capacity, Session is consistency, Batch is resilience, and failure is data. The README says how they
+are used.
 """
 
 from dbop_raw.batch.batch import Batch, BatchResult, Failed, batch

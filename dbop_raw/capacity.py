@@ -1,4 +1,7 @@
-"""Capacity: who gets a connection of the pool, who waits and for how long, what is shed, and which connection is thrown away.
+"""Capacity.
+
+Who gets a connection of the pool, who waits and for how long, what is shed, and which connection is thrown
+away.
 
 The pool stays the user's own: it is never patched, and can be used beside this.
 """
@@ -41,7 +44,10 @@ class Checkout:
 
 
 class Capacity:
-    """The connections of one pool, as one engine takes them and gives them back. The options are `Engine`'s; see there."""
+    """The connections of one pool, as one engine takes them and gives them back.
+
+    The options are `Engine`'s; see there.
+    """
 
     def __init__(
         self,
@@ -54,10 +60,17 @@ class Capacity:
     ) -> None:
         for needed in _POOL_METHODS:
             if not callable(getattr(pool, needed, None)):
-                message = f"a {type(pool).__name__} is not an asyncpg pool (no {needed}()): give what asyncpg.create_pool() makes"
+                message = (
+                    f"a {type(pool).__name__} is not an asyncpg pool (no {needed}()): give what "
+                    "asyncpg.create_pool() makes"
+                )
                 raise PolicyError(message)
-        if max_waiting is not None and (isinstance(max_waiting, bool) or not isinstance(max_waiting, int) or max_waiting < 0):
-            message = f"max_waiting={max_waiting!r} is not allowed: give a whole number of at least 0, or None"
+        if max_waiting is not None and (
+            isinstance(max_waiting, bool) or not isinstance(max_waiting, int) or max_waiting < 0
+        ):
+            message = (
+                f"max_waiting={max_waiting!r} is not allowed: give a whole number of at least 0, or None"
+            )
             raise PolicyError(message)
         self.counters = Counters()
         self._pool = pool
@@ -77,7 +90,10 @@ class Capacity:
         return f"size={size}/{limit} in_use={len(self._held)} waiting={self.counters.waiting}"
 
     async def acquire(self, *, shed: bool = True) -> Checkout:
-        """Take a connection; raises `AcquireTimeout`, `EngineOverloaded` (with `shed`), `EngineClosed`, or what connecting raised."""
+        """Take a connection.
+
+        Raises `AcquireTimeout`, `EngineOverloaded` (with `shed`), `EngineClosed`, or what connecting raised.
+        """
         if self._closed:
             raise EngineClosed
         if shed and self._max_waiting is not None:
@@ -102,7 +118,7 @@ class Capacity:
         return checkout
 
     def _shed_if_full(self, max_waiting: int) -> None:
-        """Refuse the call when connections in use and calls on their way to one are as many as pool and queue may hold."""
+        """Refuse the call when connections in use and calls on their way fill both the pool and the queue."""
         pool, waiting = self._pool, self.counters.waiting
         busy = pool.get_size() - pool.get_idle_size()
         if busy + waiting >= pool.get_max_size() + max_waiting:
@@ -131,12 +147,16 @@ class Capacity:
             if self._observer is not None:
                 self._emit(events.LeakSuspected(held=seconds, stack=stack))
             else:
-                message = f"a connection has been held for more than {seconds:g} s; it was taken here:\n{stack}"
+                message = (
+                    f"a connection has been held for more than {seconds:g} s; it was taken here:\n{stack}"
+                )
                 warnings.warn(message, ResourceWarning, stacklevel=1)
 
         checkout.timer = asyncio.get_running_loop().call_later(seconds, report)
 
-    async def give_back(self, checkout: Checkout, verdict: Verdict, *, lost: bool, until: float = math.inf) -> None:
+    async def give_back(
+        self, checkout: Checkout, verdict: Verdict, *, lost: bool, until: float = math.inf
+    ) -> None:
         """Release after an error: a `lost` connection is thrown away, and a lost primary expires the pool."""
         if verdict.sqlstate in _PRIMARY_LOST and verdict.repair is Repair.CONNECTION:
             await self._expire(checkout, verdict)
@@ -148,7 +168,10 @@ class Capacity:
         await self.release(checkout, until)
 
     async def _expire(self, checkout: Checkout, verdict: Verdict) -> None:
-        """Expire the pool once for each loss: whoever still holds a connection from before does not expire the new ones."""
+        """Expire the pool once for each loss.
+
+        Whoever still holds a connection from before does not expire the new ones.
+        """
         if checkout.generation != self._generation:
             return
         self._generation += 1
@@ -158,7 +181,10 @@ class Capacity:
             self._emit(events.PoolExpired(sqlstate=verdict.sqlstate))
 
     async def release(self, checkout: Checkout, until: float = math.inf) -> None:
-        """Give a connection back, shielded and bounded. What can't be reset is thrown away by the pool, and is no error of the caller's."""
+        """Give a connection back, shielded and bounded.
+
+        What can't be reset is thrown away by the pool, and is no error of the caller's.
+        """
         now = anyio.current_time()
         seconds = min(CLEANUP_SECONDS, max(0.0, until - now) + GRACE_SECONDS)
         try:
@@ -175,7 +201,10 @@ class Capacity:
                 self._drained.set()
 
     async def drain(self, seconds: float) -> bool:
-        """Refuse new calls, wait for those that run, then throw away the connections that are still held; True when there were none."""
+        """Refuse new calls, wait for those that run, then throw away the connections that are still held.
+
+        True when there were none.
+        """
         self._closed = True
         if not self._held:
             return True
@@ -192,7 +221,10 @@ class Capacity:
         """The numbers as they are now."""
         pool = self._pool
         return self.counters.snapshot(
-            size=pool.get_size(), max_size=pool.get_max_size(), idle=pool.get_idle_size(), in_use=len(self._held)
+            size=pool.get_size(),
+            max_size=pool.get_max_size(),
+            idle=pool.get_idle_size(),
+            in_use=len(self._held),
         )
 
     def _emit(self, event: Event) -> None:

@@ -1,6 +1,7 @@
 """From an exception to a verdict: the one place that knows asyncpg's exceptions.
 
-What counts is the SQLSTATE, the severity, the type of the exception, and where it was raised; never a message's text.
+What counts is the SQLSTATE, the severity, the type of the exception, and where it was raised; never the
+text of a message.
 """
 
 from __future__ import annotations
@@ -32,16 +33,17 @@ def classify(
 ) -> Verdict:
     """Say what can repair `exc`. It never raises.
 
-    `overrides` are rows that win over the table of `dbop_raw.sqlstate`, as `normalise_overrides` gives them.
-    `closed` is what `conn.is_closed()` says after the error; None where there is no connection to ask. It is the only sure sign
-    between "the connection was closed before, nothing was sent" and a wrong use of the driver: both are a bare `InterfaceError`.
+    `overrides` are rows that win over the table of `dbop_raw.sqlstate`, as `normalise_overrides` gives
+    them. `closed` is what `conn.is_closed()` says after the error; None where there is no connection to
+    ask. It is the only sure sign between "the connection was closed before, nothing was sent" and a wrong
+    use of the driver: both are a bare `InterfaceError`.
     """
     verdict = _verdict(exc, overrides, closed=closed)
     return _without_connection(verdict) if closed else verdict
 
 
 def _without_connection(verdict: Verdict) -> Verdict:
-    """The same verdict where the connection is known to be gone: nothing can be repaired on it, and no row be looked for."""
+    """The same verdict on a connection that is gone: nothing is repaired there, and no row looked for."""
     repair = Repair.CONNECTION if verdict.transient else verdict.repair
     return replace(verdict, repair=repair, evict=True, item=False)
 
@@ -49,7 +51,7 @@ def _without_connection(verdict: Verdict) -> Verdict:
 def _verdict(exc: BaseException, overrides: Mapping[str, Rule] | None, *, closed: bool | None) -> Verdict:
     if isinstance(exc, DbopError):
         return _of_ours(exc, overrides)
-    # A RAISE with the code of a warning (classes 01 and 02) reaches the client as an exception of the other type.
+    # A RAISE with the code of a warning (classes 01 and 02) comes as an exception of the second type.
     if isinstance(exc, (asyncpg.PostgresError, driver.PostgresWarning)):
         return _of_server(exc, overrides)
     if isinstance(exc, asyncpg.InterfaceError):
@@ -87,8 +89,8 @@ def _of_server(exc: _ServerError, overrides: Mapping[str, Rule] | None) -> Verdi
         and severity is None
         and isinstance(cause, asyncpg.PostgresError)
     ):
-        # The line was lost in the middle of a command, and these were the server's last words on it: they end the session,
-        # whatever severity they came with.
+        # The line was lost in the middle of a command, and these were the server's last words on it: they
+        # end the session, whatever severity they came with.
         return verdict_of(cause.sqlstate, severity="FATAL", overrides=overrides)
     verdict = verdict_of(code, severity=severity, overrides=overrides)
     if overrides and (code in overrides or (code or "")[:2] in overrides):
@@ -97,9 +99,10 @@ def _of_server(exc: _ServerError, overrides: Mapping[str, Rule] | None) -> Verdi
 
 
 def _by_routine(exc: _ServerError, verdict: Verdict) -> Verdict:
-    """Tell apart what one code means twice, by the function of the server that raised it: the only field besides the text that can."""
+    """Tell apart what one code means twice, by the server's function that raised it, not by the text."""
     if isinstance(exc, driver.InvalidCachedStatementError):
-        # "cached plan must not change result type" (0A000 from RevalidateCachedQuery): asyncpg has dropped its cache by now.
+        # "cached plan must not change result type" (0A000 from RevalidateCachedQuery): asyncpg has dropped
+        # its cache by now.
         return replace(verdict, repair=Repair.TRANSACTION, reason=_STALE)
     if verdict.sqlstate == "42501" and exc.server_source_function == "ExecWithCheckOptions":
         return replace(
@@ -120,7 +123,7 @@ def _of_interface(
     exc: asyncpg.InterfaceError, overrides: Mapping[str, Rule] | None, *, closed: bool | None
 ) -> Verdict:
     if isinstance(exc, ValueError) and not isinstance(exc, driver.ClientConfigurationError):
-        # asyncpg's client-side DataError: it is hidden behind the server's class of the same name, and known by its bases.
+        # asyncpg's client-side DataError is hidden behind the server's class of that name: its bases tell.
         return verdict_of("22000", overrides=overrides)
     where = _raised_in(exc)
     if closed or where in _CLOSED_CHECKS:
@@ -132,8 +135,8 @@ def _of_interface(
     return _made(exc, Repair.NEVER, "the driver was used in a way that it does not allow")
 
 
-# asyncpg's functions, by name: where the innermost frame is one of these, nothing was sent. A name that asyncpg
-# changes costs only the finer verdict. tests/unit/test_classify.py holds them against the driver.
+# asyncpg's functions, by name: where the innermost frame is one of these, nothing was sent. A name that
+# asyncpg changes costs only the finer verdict; a test holds them against the driver.
 _CLOSED_CHECKS = frozenset({"_check_open"})
 _BINDING = "_encode_bind_msg"
 
@@ -167,7 +170,7 @@ def _of_driver(exc: Exception) -> Verdict:
 
 def _of_line(exc: OSError) -> Verdict:
     if isinstance(exc, TimeoutError):
-        # Of the driver (command_timeout, or its connect timeout) or of the body: what was under way may have been done.
+        # Of the driver (command_timeout, or its connect timeout) or of the body: it may have been done.
         return _made(
             exc,
             Repair.UNKNOWN,
@@ -176,7 +179,7 @@ def _of_line(exc: OSError) -> Verdict:
         )
     if isinstance(exc, ssl.SSLError) and not isinstance(exc, _TLS_LINE_LOST):
         return _made(exc, Repair.NEVER, "TLS was refused, by a certificate say: it will be again")
-    # asyncpg makes 08003 of a line that is lost in the middle of a command, so a bare OSError is from connecting.
+    # asyncpg makes 08003 of a line lost in the middle of a command, so a bare OSError is from connecting.
     return _made(exc, Repair.CONNECTION, "no connection could be made: nothing was sent", evict=True)
 
 
@@ -244,7 +247,7 @@ def _given_up(exc: RetriesExhausted, overrides: Mapping[str, Rule] | None) -> Ve
 
 
 def _last_error(exc: RetriesExhausted) -> BaseException | None:
-    """The cause that is no `RetriesExhausted` itself; None where there is none, or the causes run in a circle."""
+    """The cause that is no `RetriesExhausted` itself; None where there is none, or they run in a circle."""
     seen: set[int] = set()
     error: BaseException | None = exc
     while isinstance(error, RetriesExhausted):

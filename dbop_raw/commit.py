@@ -1,11 +1,13 @@
 """COMMIT in doubt: its answer was lost, so look up what became of it, and never guess.
 
-A *token* row, written by the transaction itself, can't lie: whoever inserts the same token again waits while the first transaction is open, then
-gets 23505 (it committed) or succeeds (it did not, and never will). It survives a crash and a fail-over.
+A *token* row, written by the transaction itself, can't lie: whoever inserts the same token again waits while
+the first transaction is open, then gets 23505 (it committed) or succeeds (it did not, and never will). It
+survives a crash and a fail-over.
 
-The *transaction id* costs no table, but `pg_xact_status` can lie: an id whose WAL was not flushed is handed out again after a crash or a
-fail-over, and is then reported for somebody else's transaction. So its answer counts only from the same incarnation of the server: system identifier,
-timeline, start time, and the time at which the background writer's statistics began (which a crash recovery resets).
+The *transaction id* costs no table, but `pg_xact_status` can lie: an id whose WAL was not flushed is handed
+out again after a crash or a fail-over, and is then reported for somebody else's transaction. So its answer
+counts only from the same incarnation of the server: system identifier, timeline, start time, and the time at
+which the background writer's statistics began (which a crash recovery resets).
 """
 
 from __future__ import annotations
@@ -32,7 +34,8 @@ __all__ = ["CommitTokens", "NotCommitted", "Outcome", "Record", "RowRecord", "Xi
 # The pause (seconds) between two look-ups, while the server is not there or the transaction is still open.
 _PAUSE = 0.05
 
-# A statement of a look-up waits so long (milliseconds) for the transaction in doubt before its abandoned session is ended.
+# A statement of a look-up waits so long (milliseconds) for the transaction in doubt before its abandoned
+# session is ended.
 _WAIT_MS = 500
 
 
@@ -45,7 +48,7 @@ class Outcome(enum.Enum):
 
 
 class NotCommitted(DbopError):
-    """A COMMIT in doubt was settled: nothing is committed, and nothing can be any more. The run starts again."""
+    """A COMMIT in doubt was settled: nothing is committed, and nothing can be. The run starts again."""
 
     def __init__(self) -> None:
         super().__init__("the answer to COMMIT was lost; the look-up shows that nothing was committed")
@@ -108,7 +111,8 @@ class RowRecord:
             await conn.execute(sql.ROLLBACK)
             await conn.execute(
                 "SELECT pg_catalog.pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity "
-                "WHERE application_name OPERATOR(pg_catalog.=) $1 AND pid OPERATOR(pg_catalog.<>) pg_catalog.pg_backend_pid()",
+                "WHERE application_name OPERATOR(pg_catalog.=) $1 AND pid OPERATOR(pg_catalog.<>) "
+                "pg_catalog.pg_backend_pid()",
                 self._mark,
             )
             return None
@@ -116,7 +120,8 @@ class RowRecord:
         return Outcome.ABORTED
 
 
-# One number for the incarnation of a server: equal only as long as its transaction ids mean the same transactions.
+# One number for the incarnation of a server: equal only as long as its transaction ids mean the same
+# transactions.
 _INCARNATION = (
     "pg_catalog.hashtextextended(pg_catalog.concat_ws(',', "
     "(SELECT system_identifier FROM pg_catalog.pg_control_system()), "
@@ -128,14 +133,17 @@ _PREFIX = "dbop_raw:"
 
 
 class XidRecord:
-    """The transaction's id and the incarnation of its server, reported by the server through `application_name`."""
+    """A transaction's id and its server's incarnation, as the server reports them in `application_name`."""
 
     def __init__(self) -> None:
         self._incarnation: int | None = None
         self._xid: int | None = None
 
     def opening(self) -> str:
-        """Have the server report both: no round trip of its own, and nothing on a standby, which has no ids to give."""
+        """Have the server report both.
+
+        No round trip of its own, and nothing on a standby, which has no ids to give.
+        """
         return _label(
             f"CASE WHEN pg_catalog.pg_is_in_recovery() THEN '{_PREFIX}' ELSE pg_catalog.concat_ws(':', "
             f"'dbop_raw', {_INCARNATION}, pg_catalog.pg_current_xact_id()) END"
@@ -156,7 +164,8 @@ class XidRecord:
         if await conn.fetchval("SELECT pg_catalog.pg_is_in_recovery()"):
             return None
         row = await conn.fetchrow(
-            f"SELECT same, CASE WHEN same THEN pg_catalog.pg_xact_status($2::pg_catalog.text::pg_catalog.xid8) END AS status "
+            "SELECT same, CASE WHEN same THEN "
+            "pg_catalog.pg_xact_status($2::pg_catalog.text::pg_catalog.xid8) END AS status "
             f"FROM (SELECT {_INCARNATION} OPERATOR(pg_catalog.=) $1 AS same) AS s",
             self._incarnation,
             str(self._xid),
@@ -170,14 +179,17 @@ class XidRecord:
                 str(self._xid % 2**32),
             )
             return None
-        return {"committed": Outcome.COMMITTED, "aborted": Outcome.ABORTED}.get(row["status"], Outcome.UNKNOWN)
+        return {"committed": Outcome.COMMITTED, "aborted": Outcome.ABORTED}.get(
+            row["status"], Outcome.UNKNOWN
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CommitTokens:
     """A table of tokens, one row for each transaction that is run with `resolve_commit=True`.
 
-    Create it once with `await engine.run(tokens.install)`, and call `await engine.run(tokens.purge)` from time to time.
+    Create it once with `await engine.run(tokens.install)`, and call `await engine.run(tokens.purge)` from
+    time to time.
     """
 
     table: str = "dbop_raw_commits"
@@ -190,7 +202,10 @@ class CommitTokens:
         sql.relation(self.table, self.schema)
         positive_seconds("keep", self.keep)
         if len(self.table.encode()) > _LONGEST_NAME:
-            message = f"table={self.table!r} is longer than PostgreSQL's {_LONGEST_NAME} bytes: it would be cut, and not be recognised"
+            message = (
+                f"table={self.table!r} is longer than PostgreSQL's {_LONGEST_NAME} bytes: it would be cut, "
+                "and not be recognised"
+            )
             raise PolicyError(message)
 
     async def install(self, conn: Connection) -> None:
@@ -200,13 +215,15 @@ class CommitTokens:
             "(token uuid PRIMARY KEY, at timestamptz NOT NULL DEFAULT pg_catalog.now())"
         )
         await conn.execute(
-            f"CREATE INDEX IF NOT EXISTS {sql.identifier((self.table[:50] + '_at'))} ON {sql.relation(self.table, self.schema)} (at)"
+            f"CREATE INDEX IF NOT EXISTS {sql.identifier(self.table[:50] + '_at')} ON "
+            f"{sql.relation(self.table, self.schema)} (at)"
         )
 
     async def purge(self, conn: Connection) -> int:
         """Delete the tokens older than `keep` seconds: an operation; gives how many."""
         tag = await conn.execute(
-            f"DELETE FROM {sql.relation(self.table, self.schema)} WHERE at < pg_catalog.now() - pg_catalog.make_interval(secs => $1)",
+            f"DELETE FROM {sql.relation(self.table, self.schema)} WHERE at < pg_catalog.now() - "
+            "pg_catalog.make_interval(secs => $1)",
             self.keep,
         )
         return int(tag.rpartition(" ")[2])
@@ -221,8 +238,13 @@ class CommitTokens:
 _LONGEST_NAME = 63
 
 
-async def settle(record: Record, capacity: Capacity, until: float, overrides: Mapping[str, Rule] | None) -> Outcome:
-    """Ask until there is an answer, or until the event loop's time `until`. A server that is not there yet is asked again."""
+async def settle(
+    record: Record, capacity: Capacity, until: float, overrides: Mapping[str, Rule] | None
+) -> Outcome:
+    """Ask until there is an answer, or until the event loop's time `until`.
+
+    A server that is not there yet is asked again.
+    """
     with anyio.CancelScope(deadline=until):
         while True:
             outcome = await _ask(record, capacity, until, overrides)
@@ -232,7 +254,9 @@ async def settle(record: Record, capacity: Capacity, until: float, overrides: Ma
     return Outcome.UNKNOWN
 
 
-async def _ask(record: Record, capacity: Capacity, until: float, overrides: Mapping[str, Rule] | None) -> Outcome | None:
+async def _ask(
+    record: Record, capacity: Capacity, until: float, overrides: Mapping[str, Rule] | None
+) -> Outcome | None:
     checkout = None
     try:
         # Not shed: the caller has been let in already.
@@ -245,7 +269,9 @@ async def _ask(record: Record, capacity: Capacity, until: float, overrides: Mapp
         if not isinstance(exc, Exception) or isinstance(exc, EngineClosed):
             raise
         # A permanent ERROR of the server (no such table, no such privilege) will not go away; all else may.
-        permanent = isinstance(exc, asyncpg.PostgresError) and verdict.repair is Repair.NEVER and not verdict.evict
+        permanent = (
+            isinstance(exc, asyncpg.PostgresError) and verdict.repair is Repair.NEVER and not verdict.evict
+        )
         return Outcome.UNKNOWN if permanent else None
     await capacity.release(checkout, until)
     return outcome

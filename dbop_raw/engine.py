@@ -1,4 +1,8 @@
-"""`Engine`: runs operations on the connections of an asyncpg pool, one transaction each, and repairs what a new transaction can repair."""
+"""`Engine`.
+
+Runs operations on the connections of an asyncpg pool, one transaction each, and repairs what a new
+transaction can repair.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +35,8 @@ T = TypeVar("T")
 
 # A COMMIT in doubt is looked up for so long (seconds), or until the run's deadline.
 _SETTLE_SECONDS = 15.0
-# Without a policy, a run whose COMMIT was found lost starts again so often: nobody asked for a retry, but for the outcome.
+# Without a policy, a run whose COMMIT was found lost starts again so often: nobody asked for a retry, but for
+# the outcome.
 _RERUN = RetryPolicy(attempts=3)
 
 
@@ -69,12 +74,15 @@ class Engine:
     """Runs operations on the connections of an asyncpg pool.
 
     `acquire_timeout`: seconds that a call waits for a connection, then `AcquireTimeout`.
-    `max_waiting`: how many calls may wait; one more is refused at once with `EngineOverloaded`. None: any number.
+    `max_waiting`: how many calls may wait; one more is refused at once with `EngineOverloaded`. None: any
+    number.
     `budget`: a `RetryBudget` that all retries of this engine draw on. None: only the policies limit retries.
     `observer`: gets an event for all that happens (see `dbop_raw.events`). None: no cost.
-    `verdicts`: rows that come before the table of `dbop_raw.sqlstate`, by code or by class (the first two characters).
+    `verdicts`: rows that come before the table of `dbop_raw.sqlstate`, by code or by class (the first two
+    characters).
     `commit_tokens`: a table that settles a COMMIT in doubt even over a crash; see `CommitTokens`.
-    `leak_after`: seconds after which a connection that is still held is reported with the stack that took it. None: never.
+    `leak_after`: seconds after which a connection that is still held is reported with the stack that took it.
+    None: never.
 
     Belongs to the event loop of its pool. Raises `PolicyError` when an option is not allowed.
     """
@@ -95,7 +103,11 @@ class Engine:
             message = f"observer={observer!r} can't be called: give a function that takes an event"
             raise PolicyError(message)
         self._capacity = Capacity(
-            pool, acquire_timeout=acquire_timeout, max_waiting=max_waiting, leak_after=leak_after, observer=observer
+            pool,
+            acquire_timeout=acquire_timeout,
+            max_waiting=max_waiting,
+            leak_after=leak_after,
+            observer=observer,
         )
         self._counters = self._capacity.counters
         self._budget = budget
@@ -124,8 +136,9 @@ class Engine:
     ) -> AsyncIterator[Engine]:
         """Make the pool too: `async with Engine.open(dsn, max_size=8) as engine`.
 
-        `pool_options` go to `asyncpg.create_pool` as they are (`min_size`, `max_size`, `ssl`, `server_settings`, `statement_cache_size`, …). At the
-        end the engine drains for at most 10 s and the pool is closed.
+        `pool_options` go to `asyncpg.create_pool` as they are (`min_size`, `max_size`, `ssl`,
+        `server_settings`, `statement_cache_size`, …). At the end the engine drains for at most 10 s and the
+        pool is closed.
         """
         pool = await asyncpg.create_pool(dsn, **pool_options)
         try:
@@ -163,16 +176,21 @@ class Engine:
     ) -> T:
         """Acquire a connection, run `op` in one transaction, release.
 
-        `retry`: start the whole again, on a fresh connection, when the error's verdict says that a savepoint, a new transaction or a new
-        connection repairs it; nothing is held during the wait. None: the pipeline's outermost `retry(…)`, if it has one.
-        `isolation`, `readonly`, `deferrable`: the transaction's modes; None and False leave the session's defaults.
-        `deadline`: seconds for all of it: waiting for a connection, tries, pauses. Clean-up takes at most 0.2 s more.
-        `autocommit`: no transaction: each statement of `op` is its own. One round trip, for an operation of one statement.
-        `resolve_commit`: when the answer to COMMIT is lost, look up what became of it: committed gives the result, not committed runs again. False, or where it
-        can't be known: `CommitUnknown`.
+        `retry`: start the whole again, on a fresh connection, when the error's verdict says that a savepoint,
+        a new transaction or a new connection repairs it; nothing is held during the wait. None: the
+        pipeline's outermost `retry(…)`, if it has one.
+        `isolation`, `readonly`, `deferrable`: the transaction's modes; None and False leave the session's
+        defaults.
+        `deadline`: seconds for all of it: waiting for a connection, tries, pauses. Clean-up takes at most 0.2
+        s more.
+        `autocommit`: no transaction: each statement of `op` is its own. One round trip, for an operation of
+        one statement.
+        `resolve_commit`: when the answer to COMMIT is lost, look up what became of it: committed gives the
+        result, not committed runs again. False, or where it can't be known: `CommitUnknown`.
 
-        Raises the driver's own error, unchanged, when it is permanent; `RetriesExhausted` when a retry gave up; `OperationTimeout` when the deadline
-        was over; `AcquireTimeout`, `EngineOverloaded`, `EngineClosed`; `TransactionAborted`, `CommitUnknown`, `RollbackFailed`, `TransactionMisuse`;
+        Raises the driver's own error, unchanged, when it is permanent; `RetriesExhausted` when a retry gave
+        up; `OperationTimeout` when the deadline was over; `AcquireTimeout`, `EngineOverloaded`,
+        `EngineClosed`; `TransactionAborted`, `CommitUnknown`, `RollbackFailed`, `TransactionMisuse`;
         `PolicyError` for options that don't fit together.
         """
         return await self.run_recorded(
@@ -200,11 +218,17 @@ class Engine:
         autocommit: bool = False,
         resolve_commit: bool = False,
     ) -> T:
-        """`run`, with a record of the transaction that the caller brings (a ledger's row): for what is built on the engine."""
+        """`run`, with a record of the transaction that the caller brings (a ledger's row).
+
+        For what is built on the engine.
+        """
         op = to_operation(op)
         check_policy(retry)
         if autocommit and (isolation is not None or deferrable or resolve_commit):
-            message = "autocommit=True begins no transaction, so it takes no isolation, no deferrable and no resolve_commit"
+            message = (
+                "autocommit=True begins no transaction, so it takes no isolation, no deferrable and no "
+                "resolve_commit"
+            )
             raise PolicyError(message)
         begin = sql.begin(isolation, readonly=readonly, deferrable=deferrable)
         now = anyio.current_time()
@@ -231,27 +255,36 @@ class Engine:
             try:
                 result = await self._once(call)
             except _DeadlineOver as over:
-                raise OperationTimeout(seconds=call.deadline or 0.0, by_server=over.by_server) from (over.__cause__ or last)
+                raise OperationTimeout(seconds=call.deadline or 0.0, by_server=over.by_server) from (
+                    over.__cause__ or last
+                )
             except Exception as exc:  # noqa: BLE001 - what is not to be retried is raised again there
                 last = exc
                 delay = self._delay(call, policy, exc)
             else:
                 if self._observer is not None:
                     seconds = anyio.current_time() - call.tries.since
-                    self._emit(events.Committed(operation=call.op.name, started=call.started(), seconds=seconds))
+                    self._emit(
+                        events.Committed(operation=call.op.name, started=call.started(), seconds=seconds)
+                    )
                 return result
             self._counters.retries += 1
             await anyio.sleep(delay)
 
     def _delay(self, call: _Call, policy: RetryPolicy | None, exc: Exception) -> float:
-        """Seconds until the next try. Raises `exc` when a new try can't repair it, `RetriesExhausted` when there is to be none."""
+        """Seconds until the next try.
+
+        Raises `exc` when a new try can't repair it, `RetriesExhausted` when there is to be none.
+        """
         verdict = self._run_verdict(call, exc)
         if policy is None and isinstance(exc, NotCommitted):
             policy = _RERUN
         if policy is None or not verdict.transient:
             raise exc
         call.tries.started = call.started()
-        retrying = Retrying(call.op.name, policy, self._budget, None if self._observer is None else self._emit)
+        retrying = Retrying(
+            call.op.name, policy, self._budget, None if self._observer is None else self._emit
+        )
         deadline = min(call.until, anyio.current_effective_deadline())
         return retrying.delay(call.tries, exc, verdict, "transaction", deadline)
 
@@ -269,7 +302,8 @@ class Engine:
                 return replace(verdict, repair=Repair.UNKNOWN)
             if call.verdict is not None:
                 return verdict
-        # Before COMMIT is sent, and before there is a connection, nothing can have been done: a lost connection is a sure rollback.
+        # Before COMMIT is sent, and before there is a connection, nothing can have been done: a lost
+        # connection is a sure rollback.
         return replace(verdict, repair=Repair.CONNECTION) if verdict.repair is Repair.UNKNOWN else verdict
 
     async def _once(self, call: _Call) -> Any:
@@ -335,7 +369,11 @@ class Engine:
         verdict = session.verdict(exc)
         self._counters.retries += session.retries
         if self._observer is not None:
-            self._emit(events.RolledBack(operation=session.name, sqlstate=verdict.sqlstate, condition=verdict.condition))
+            self._emit(
+                events.RolledBack(
+                    operation=session.name, sqlstate=verdict.sqlstate, condition=verdict.condition
+                )
+            )
         lost = isinstance(exc, CommitUnknown) or (isinstance(exc, Exception) and verdict.evict)
         await self._capacity.give_back(checkout, verdict, lost=lost, until=session.deadline)
         return verdict
@@ -353,7 +391,10 @@ class Engine:
             self._emit(events.CommitInDoubt(operation=name))
 
     async def _in_doubt(self, call: _Call, record: Record | None, doubt: CommitUnknown, result: Any) -> Any:
-        """Settle it, where that was asked for: the result if it is committed, `NotCommitted` if not, else `doubt`."""
+        """Settle it, where that was asked for.
+
+        The result if it is committed, `NotCommitted` if not, else `doubt`.
+        """
         self._doubt(call.op.name)
         if call.readonly and isinstance(doubt.__cause__, Exception):
             # Nothing was written, so nothing is in doubt: only the connection is lost.
@@ -385,12 +426,16 @@ class Engine:
         deferrable: bool = False,
         deadline: float | None = None,
     ) -> AsyncIterator[Connection]:
-        """One transaction for plain code: `async with engine.transaction() as conn`. COMMIT at the end, ROLLBACK on an error; no retry.
+        """One transaction for plain code: `async with engine.transaction() as conn`.
+
+        COMMIT at the end, ROLLBACK on an error; no retry.
 
         Operations join it: `await op(conn)`. The options mean the same as those of `run`.
         """
         begin = sql.begin(isolation, readonly=readonly, deferrable=deferrable)
-        until = math.inf if deadline is None else anyio.current_time() + positive_seconds("deadline", deadline)
+        until = (
+            math.inf if deadline is None else anyio.current_time() + positive_seconds("deadline", deadline)
+        )
         with anyio.CancelScope(deadline=until) as limit:
             checkout = await self._capacity.acquire()
             session = Session(
@@ -441,7 +486,9 @@ class Engine:
         tag: str = await self._direct("execute", query, *args, timeout=timeout)
         return tag
 
-    async def executemany(self, query: str, args: Iterable[Sequence[Any]], *, timeout: float | None = None) -> None:
+    async def executemany(
+        self, query: str, args: Iterable[Sequence[Any]], *, timeout: float | None = None
+    ) -> None:
         """`pool.executemany` with the engine's bounds: all or nothing."""
         await self._direct("executemany", query, args, timeout=timeout)
 
@@ -451,7 +498,9 @@ class Engine:
             result = await getattr(checkout.conn, method)(*args, **kwargs)
         except BaseException as exc:
             verdict = classify(exc, overrides=self._overrides, closed=checkout.conn.is_closed())
-            await self._capacity.give_back(checkout, verdict, lost=isinstance(exc, Exception) and verdict.evict)
+            await self._capacity.give_back(
+                checkout, verdict, lost=isinstance(exc, Exception) and verdict.evict
+            )
             raise
         await self._capacity.release(checkout)
         return result
@@ -459,9 +508,12 @@ class Engine:
     # --- the end, and the numbers
 
     async def close(self, timeout: float = 10.0) -> bool:
-        """Refuse new calls, and wait at most `timeout` seconds for those that run; then throw away the connections they hold.
+        """Refuse new calls, and wait at most `timeout` seconds for those that run.
 
-        True when all of them came to their own end. The pool stays open: it is yours (`Engine.open` closes the one that it made).
+        Then throw away the connections they hold.
+
+        True when all of them came to their own end. The pool stays open: it is yours (`Engine.open` closes
+        the one that it made).
         """
         return await self._capacity.drain(positive_seconds("timeout", timeout))
 

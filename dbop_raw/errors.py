@@ -13,10 +13,10 @@
     ├── SkipLimitExceeded                 more items failed than are allowed to
     └── PolicyError (ValueError)          a value that is not allowed
 
-What is not here is raised as it came: a permanent error of the server or the driver passes unchanged. No message holds SQL, a DSN, or
-a value of an item: those may be secret, and messages end in logs.
+What is not here is raised as it came: a permanent error of the server or the driver passes unchanged. No
+message holds SQL, a DSN, or a value of an item: those may be secret, and messages end in logs.
 
-The errors can be pickled and copied; as with every exception of Python, `__cause__` does not travel with them.
+The errors can be pickled and copied; as with every exception of Python, `__cause__` does not travel along.
 """
 
 from __future__ import annotations
@@ -57,10 +57,10 @@ class DbopError(Exception):
 
 
 class OperationTimeout(DbopError, TimeoutError):
-    """A `timeout` or a `deadline` ran out: this one, not one further out, and not a cancellation by the caller."""
+    """A `timeout` or a `deadline` ran out: this one, none further out; and no cancellation by the caller."""
 
     def __init__(self, *, seconds: float, by_server: bool = False) -> None:
-        """`seconds` is the limit that ran out; `by_server` says that the server ended the statement, not the client."""
+        """`seconds` is the limit that ran out; `by_server`: the server ended the statement."""
         how = (
             "the server ended the statement, and the connection stays usable"
             if by_server
@@ -72,7 +72,7 @@ class OperationTimeout(DbopError, TimeoutError):
         self.seconds = seconds
         """The limit that ran out, in seconds."""
         self.by_server = by_server
-        """True: the server itself ended the statement (SQLSTATE 57014 or 55P03), so the connection is usable."""
+        """True: the server ended the statement (SQLSTATE 57014 or 55P03), so the connection is usable."""
 
 
 class AcquireTimeout(DbopError, TimeoutError):
@@ -81,8 +81,9 @@ class AcquireTimeout(DbopError, TimeoutError):
     def __init__(self, *, seconds: float, size: int, max_size: int, idle: int, waiting: int) -> None:
         """`size`, `max_size` and `idle` are the pool's connections, `waiting` the callers that still wait."""
         super().__init__(
-            f"no connection within acquire_timeout={seconds:g} s: the pool has {size} of at most {max_size} connections, {idle} idle, "
-            f"and {waiting} more callers wait; hold connections for a shorter time, make the pool larger, or wait longer"
+            f"no connection within acquire_timeout={seconds:g} s: the pool has {size} of at most {max_size} "
+            f"connections, {idle} idle, and {waiting} more callers wait; hold connections for a shorter "
+            "time, make the pool larger, or wait longer"
         )
         self.seconds = seconds
         """The `acquire_timeout` that ran out, in seconds."""
@@ -97,13 +98,16 @@ class AcquireTimeout(DbopError, TimeoutError):
 
 
 class EngineOverloaded(DbopError):
-    """As many callers wait for a connection as `max_waiting` allows: this one was turned away at once. Nothing was sent."""
+    """As many callers wait for a connection as `max_waiting` allows: this one was turned away at once.
+
+    Nothing was sent.
+    """
 
     def __init__(self, *, waiting: int, max_waiting: int, max_size: int) -> None:
         """`waiting` callers waited, `max_waiting` may, for a pool of `max_size` connections."""
         super().__init__(
-            f"{waiting} callers wait for a connection, and max_waiting={max_waiting} allows no more (the pool has at most {max_size} "
-            "connections): send less at a time, or try again later"
+            f"{waiting} callers wait for a connection, and max_waiting={max_waiting} allows no more (the "
+            f"pool has at most {max_size} connections): send less at a time, or try again later"
         )
         self.waiting = waiting
         """Callers that waited."""
@@ -128,16 +132,17 @@ class RetriesExhausted(DbopError):
     """
 
     def __init__(self, *, attempts: int, elapsed: float, reason: str) -> None:
-        """`attempts` starts of the body in `elapsed` seconds, and the `reason` that there is no further one."""
+        """`attempts` starts in `elapsed` seconds; `reason` is "attempts", "budget" or "deadline"."""
         super().__init__(
-            f"gave up after {attempts} attempts in {elapsed:.3g} s: {_GAVE_UP.get(reason, reason)}; the last error is the cause of this one"
+            f"gave up after {attempts} attempts in {elapsed:.3g} s: {_GAVE_UP.get(reason, reason)}; "
+            "the last error is the cause of this one"
         )
         self.attempts = attempts
         """How many times the body was started."""
         self.elapsed = elapsed
         """Seconds from the first start to the decision."""
         self.reason = reason
-        """"attempts": the policy allows no more; "budget": the engine's retry budget is empty; "deadline": the next start would be too late."""
+        """What allowed no more: "attempts" the policy, "budget" the engine's budget, "deadline" the time."""
 
 
 _GAVE_UP = {
@@ -148,16 +153,17 @@ _GAVE_UP = {
 
 
 class CommitUnknown(DbopError):
-    """The outcome of a transaction is not known: it may be committed, or not. The lost answer's error is the `__cause__`.
+    """The outcome of a transaction is not known: it may be committed, or not.
 
-    Raised when COMMIT was sent and its answer never came, or an autocommitted statement was lost on its way.
+    The lost answer's error is the `__cause__`. Raised when COMMIT was sent and its answer never came, or an
+    autocommitted statement was lost on its way.
     """
 
     def __init__(self) -> None:
         """Takes nothing: that nothing is known is all there is to tell."""
         super().__init__(
-            "the answer was lost, so the work may be committed or not: look in the database before you do it again, "
-            "or run it with resolve_commit=True, which finds out"
+            "the answer was lost, so the work may be committed or not: look in the database before you do it "
+            "again, or run it with resolve_commit=True, which finds out"
         )
 
 
@@ -171,27 +177,28 @@ class TransactionAborted(DbopError):
     def __init__(self) -> None:
         """Takes nothing: the error that made the transaction fail was swallowed by the body."""
         super().__init__(
-            "COMMIT was answered with ROLLBACK, nothing was written: an error inside the transaction was caught and not raised again; "
-            "let it pass, or put the part that may fail into savepoint(op)"
+            "COMMIT was answered with ROLLBACK, nothing was written: an error inside the transaction was "
+            "caught and not raised again; let it pass, or put the part that may fail into savepoint(op)"
         )
 
 
 class TransactionMisuse(DbopError):
-    """A body touched the transaction that it runs in: `conn.transaction()`, or COMMIT or ROLLBACK in its own SQL.
+    """A body touched the transaction that it runs in.
 
-    The message names the body and what to use instead.
+    It called `conn.transaction()`, or sent COMMIT or ROLLBACK in its own SQL. The message names the body
+    and what to use instead.
     """
 
 
 class RollbackFailed(DbopError):
-    """A rollback failed or took too long, so the connection was thrown away. The server rolls back what it held."""
+    """A rollback failed or took too long, so the connection was thrown away; the server undoes the rest."""
 
     def __init__(self, *, original: BaseException | None, rollback_error: BaseException) -> None:
         """`original` made us roll back; `rollback_error` is what the rollback met."""
         why = "" if original is None else f" after {type(original).__name__}"
         super().__init__(
-            f"the rollback{why} failed with {type(rollback_error).__name__}: the connection was thrown away, and the server undoes the "
-            "transaction by itself; see .original and .rollback_error"
+            f"the rollback{why} failed with {type(rollback_error).__name__}: the connection was thrown away, "
+            "and the server undoes the transaction by itself; see .original and .rollback_error"
         )
         self.original = original
         """The error that made us roll back; None where the rollback was asked for."""
@@ -205,8 +212,8 @@ class SkipLimitExceeded(DbopError):
     def __init__(self, *, limit: int, failed: tuple[Any, ...]) -> None:
         """`limit` items may fail; `failed` holds those that did, up to the one too many."""
         super().__init__(
-            f"{len(failed)} items failed, and skip_limit={limit} allows no more: the transaction was rolled back, none of its items "
-            "is written; see .failed for the items and their errors"
+            f"{len(failed)} items failed, and skip_limit={limit} allows no more: the transaction was rolled "
+            "back, none of its items is written; see .failed for the items and their errors"
         )
         self.limit = limit
         """The `skip_limit`: how many items may fail."""
@@ -215,4 +222,4 @@ class SkipLimitExceeded(DbopError):
 
 
 class PolicyError(DbopError, ValueError):
-    """A policy, a limit, a name or an option that is not allowed; the message names the value and what is allowed."""
+    """A policy, a limit, a name or an option that is not allowed; the message names it, and what is."""

@@ -1,9 +1,11 @@
 """What an engine tells an observer: frozen events with flat fields, named `area.what_happened`.
 
-An observer is any callable that takes an event. It runs on the event loop, between two awaits: it must be quick and must not block. An
-error that it raises never reaches the work: it goes to the loop's exception handler. Without an observer no event is made at all.
+An observer is any callable that takes an event. It runs on the event loop, between two awaits: it must be
+quick and must not block. An error that it raises never reaches the work: it goes to the loop's exception
+handler. Without an observer no event is made at all.
 
-No event carries SQL, a parameter, a row, a DSN or an error's text (a text may quote a row's values): an error is told by its SQLSTATE and condition.
+No event carries SQL, a parameter, a row, a DSN or an error's text (a text may quote a row's values): an error
+is told by its SQLSTATE and condition.
 """
 
 from __future__ import annotations
@@ -47,7 +49,10 @@ Observer = Callable[[Event], None]
 
 
 def notify(observer: Observer, event: Event) -> None:
-    """Hand `event` over; what the observer raises goes to the event loop's exception handler, not into the work."""
+    """Hand `event` over.
+
+    What the observer raises goes to the event loop's exception handler, not into the work.
+    """
     try:
         observer(event)
     except Exception as exc:  # noqa: BLE001 - a broken observer must not break a transaction
@@ -92,7 +97,7 @@ class Evicted(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PoolExpired(Event):
-    """Every connection of the pool was marked for replacement, once, because the server is not the primary any more."""
+    """All connections of the pool were marked for replacement: their server is not the primary any more."""
 
     name: ClassVar[str] = "pool.expired"
     sqlstate: str | None
@@ -129,7 +134,10 @@ class RolledBack(Event):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Retried(Event):
-    """A body is to start again after `delay` seconds; `level` says from where: "savepoint", "transaction" or "statement"."""
+    """A body is to start again after `delay` seconds.
+
+    `level` says from where: "savepoint", "transaction" or "statement".
+    """
 
     name: ClassVar[str] = "retry.scheduled"
     operation: str

@@ -1,4 +1,7 @@
-"""`ingest`: a stream of items, as many transactions as it takes. Workers pull chunks from one reader, so nothing is read ahead of them."""
+"""`ingest`: a stream of items, as many transactions as it takes.
+
+Workers pull chunks from one reader, so nothing is read ahead of them.
+"""
 
 from __future__ import annotations
 
@@ -114,10 +117,15 @@ class _Reader(Generic[Item]):
         elif isinstance(source, Iterable) and not isinstance(source, (str, bytes)):
             self._sync = iter(source)
             if linger is not None:
-                message = "linger needs an async source: a plain iterable gives its next item at once or blocks the event loop"
+                message = (
+                    "linger needs an async source: a plain iterable gives its next item at once or blocks "
+                    "the event loop"
+                )
                 raise PolicyError(message)
         else:
-            message = f"the source is a {type(source).__name__}: give an iterable or an async iterable of items"
+            message = (
+                f"the source is a {type(source).__name__}: give an iterable or an async iterable of items"
+            )
             raise PolicyError(message)
 
     async def next(self) -> _Chunk[Item] | None:
@@ -202,31 +210,42 @@ async def ingest(
 ) -> IngestReport:
     """Write a stream of items in chunks, each chunk one transaction.
 
-    `source`: any iterable or async iterable. It is read one chunk at a time, by a worker that is free: never further ahead than the workers can take.
+    `source`: any iterable or async iterable. It is read one chunk at a time, by a worker that is free: never
+    further ahead than the workers can take.
     `write`: what `batch(…)` gives.
-    `size`: items a chunk. `linger`: seconds after which a chunk that is not full goes out (async sources). `workers`: chunks in flight at a time.
+    `size`: items a chunk. `linger`: seconds after which a chunk that is not full goes out (async sources).
+    `workers`: chunks in flight at a time.
     `retry`: a chunk is started again whole; its COMMIT, if in doubt, is looked up.
-    `rejects`: gets the items that could not be written. Without a ledger, after their chunk's COMMIT; with one, before, so that after a crash one may stand
-    twice, with the same index, but none is missing.
-    `skip_limit`: how many items may be rejected in all; the chunk that goes above it is rolled back, and `SkipLimitExceeded` raised.
-    `order_by`: a key that sorts each chunk, so that upserts of several workers lock rows in one order and don't deadlock.
+    `rejects`: gets the items that could not be written. Without a ledger, after their chunk's COMMIT; with
+    one, before, so that after a crash one may stand twice, with the same index, but none is missing.
+    `skip_limit`: how many items may be rejected in all; the chunk that goes above it is rolled back, and
+    `SkipLimitExceeded` raised.
+    `order_by`: a key that sorts each chunk, so that upserts of several workers lock rows in one order and
+    don't deadlock.
     `ledger`: run again after a stop, the same source goes on where it stopped.
-    `progress`: called with a report after each chunk, and once more at the end, also when the ingest is stopped or fails.
+    `progress`: called with a report after each chunk, and once more at the end, also when the ingest is
+    stopped or fails.
 
-    A cancellation stops it in order: no chunk is begun, those in flight are rolled back, or finish if their COMMIT is on its way; the last call of `progress`
-    says how many. Any other error that a chunk raises stops it likewise, and is raised unchanged. Raises `PolicyError` for options that don't fit.
+    A cancellation stops it in order: no chunk is begun, those in flight are rolled back, or finish if their
+    COMMIT is on its way; the last call of `progress` says how many. Any other error that a chunk raises stops
+    it likewise, and is raised unchanged. Raises `PolicyError` for options that don't fit.
     """
     for name, value in (("size", size), ("workers", workers)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             message = f"{name}={value!r} is not allowed: give a whole number of at least 1"
             raise PolicyError(message)
-    if skip_limit is not None and (isinstance(skip_limit, bool) or not isinstance(skip_limit, int) or skip_limit < 0):
+    if skip_limit is not None and (
+        isinstance(skip_limit, bool) or not isinstance(skip_limit, int) or skip_limit < 0
+    ):
         message = f"skip_limit={skip_limit!r} is not allowed: give a whole number of at least 0, or None"
         raise PolicyError(message)
     if linger is not None:
         positive_seconds("linger", linger)
         if ledger is not None:
-            message = "linger and ledger don't go together: the ledger needs the same chunks again, and linger cuts them by the clock"
+            message = (
+                "linger and ledger don't go together: the ledger needs the same chunks again, and linger "
+                "cuts them by the clock"
+            )
             raise PolicyError(message)
     if not callable(write):
         message = f"write={write!r} can't be called: give what batch(…) makes"
@@ -313,7 +332,9 @@ class _Ingest(Generic[Item]):
 
     async def _open_ledger(self, ledger: Ledger) -> None:
         await self._engine.run(lambda conn: ledgers.install(ledger, conn), retry=self._retry, autocommit=True)
-        self._done = await self._engine.run(lambda conn: ledger.done(conn, self._size), retry=self._retry, readonly=True)
+        self._done = await self._engine.run(
+            lambda conn: ledger.done(conn, self._size), retry=self._retry, readonly=True
+        )
 
     async def _work(self) -> None:
         while (chunk := await self._reader.next()) is not None:
@@ -330,7 +351,8 @@ class _Ingest(Generic[Item]):
         known = self._done.get(chunk.number)
         if known is not None and known != len(chunk.items):
             message = (
-                f"chunk {chunk.number} has {len(chunk.items)} items now and had {known} when the ledger was written: the source is not the same; "
+                f"chunk {chunk.number} has {len(chunk.items)} items now and had {known} when the ledger was "
+                "written: the source is not the same; "
                 "use another ledger name for it"
             )
             raise PolicyError(message)
@@ -383,7 +405,9 @@ class _Ingest(Generic[Item]):
         tally.written += result.written
         tally.rejected += len(result.failed)
         tally.retries += result.retries + starts - 1
-        tally.by_sqlstate.update(failed.verdict.sqlstate or failed.verdict.condition for failed in result.failed)
+        tally.by_sqlstate.update(
+            failed.verdict.sqlstate or failed.verdict.condition for failed in result.failed
+        )
 
     async def _reject(self, chunk: _Chunk[Item], failed: Sequence[Failed[Item]]) -> None:
         if self._rejects is None or not failed:
@@ -423,4 +447,3 @@ def _sorted(chunk: _Chunk[Item], key: Callable[[Item], Any]) -> _Chunk[Item]:
 
 Source = Iterable[Item] | AsyncIterable[Item]
 """What `ingest` reads from."""
-

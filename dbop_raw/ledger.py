@@ -16,10 +16,14 @@ __all__ = ["Ledger"]
 
 @dataclass(frozen=True, slots=True)
 class Ledger:
-    """Lets an ingest go on where it stopped: run the same source again with the same `size` and the same ledger's name, and nothing is twice, nothing is lost.
+    """Lets an ingest go on where it stopped.
 
-    The table is made when it is not there. Its row for a chunk stands or falls with the chunk, and settles a COMMIT in doubt as well.
-    To begin from the start again, delete the ledger's rows: `DELETE FROM dbop_raw_ledger WHERE name = '…'`.
+    Run the same source again with the same `size` and the same ledger's name, and nothing is twice, nothing
+    is lost.
+
+    The table is made when it is not there. Its row for a chunk stands or falls with the chunk, and settles a
+    COMMIT in doubt as well. To begin from the start again, delete the ledger's rows: `DELETE FROM
+    dbop_raw_ledger WHERE name = '…'`.
     """
 
     name: str
@@ -44,29 +48,31 @@ class Ledger:
         if await conn.fetchval("SELECT pg_catalog.to_regclass($1) IS NOT NULL", self.relation):
             return
         await conn.execute(
-            f"CREATE TABLE IF NOT EXISTS {self.relation} (name text, chunk bigint, size integer NOT NULL, items integer NOT NULL, "
+            f"CREATE TABLE IF NOT EXISTS {self.relation} (name text, chunk bigint, size integer NOT NULL, "
+            "items integer NOT NULL, "
             "at timestamptz NOT NULL DEFAULT pg_catalog.now(), PRIMARY KEY (name, chunk))"
         )
 
     async def done(self, conn: Connection, size: int) -> dict[int, int]:
         """The chunks that are in, with their numbers of items: an operation.
 
-        Raises `PolicyError` when they were cut with another `size`: then the chunks' numbers mean other items.
+        Raises `PolicyError` when they were cut with another `size`: then the chunks' numbers mean other
+        items.
         """
         rows = await conn.fetch(f"SELECT chunk, size, items FROM {self.relation} WHERE name = $1", self.name)
         other = {row["size"] for row in rows} - {size}
         if other:
             message = (
-                f"the ledger {self.name!r} was written with size={min(other)}, and now size={size}: use the same size again, or another name"
+                f"the ledger {self.name!r} was written with size={min(other)}, and now size={size}: use the "
+                "same size again, or another name"
             )
             raise PolicyError(message)
         return {row["chunk"]: row["items"] for row in rows}
 
     def record(self, chunk: int, size: int, items: int) -> RowRecord:
         """The row of one chunk."""
-        insert = (
-            f"INSERT INTO {self.relation} (name, chunk, size, items) VALUES ({sql.literal(self.name)}, {chunk:d}, {size:d}, {items:d})"
-        )
+        values = f"{sql.literal(self.name)}, {chunk:d}, {size:d}, {items:d}"
+        insert = f"INSERT INTO {self.relation} (name, chunk, size, items) VALUES ({values})"
         return RowRecord(insert, self.table, self.schema)
 
 
@@ -75,5 +81,6 @@ async def install(ledger: Ledger, conn: Connection) -> None:
     try:
         await ledger.install(conn)
     except (asyncpg.UniqueViolationError, asyncpg.DuplicateTableError):
-        # IF NOT EXISTS does not see a table that another transaction is creating now; it is there all the same.
+        # IF NOT EXISTS does not see a table that another transaction is creating now; it is there all the
+        # same.
         return

@@ -1,8 +1,9 @@
 """`Operation`, and how operations are joined: `operation`, `pipe`, `chain`.
 
-An operation is opening SQL, a body, and closing SQL. The combinators do not send their SQL: they leave it with the `Scope`, and the scope sends
-what has gathered as *one* message just before the next body runs. So BEGIN, SAVEPOINT and SET LOCAL cost one round trip together, the end of
-one span travels with the start of the next, and what COMMIT does anyway (releasing savepoints, ending SET LOCAL) is never sent.
+An operation is opening SQL, a body, and closing SQL. The combinators do not send their SQL: they leave it
+with the `Scope`, and the scope sends what has gathered as *one* message just before the next body runs. So
+BEGIN, SAVEPOINT and SET LOCAL cost one round trip together, the end of one span travels with the start of the
+next, and what COMMIT does anyway (releasing savepoints, ending SET LOCAL) is never sent.
 """
 
 from __future__ import annotations
@@ -54,8 +55,9 @@ CLEANUP_SECONDS = 2.0
 GRACE_SECONDS = 0.2
 """The same, once a deadline is over or a server did not keep its own timeout: it hangs, most likely."""
 
-# The scope that each connection in use belongs to, so that an operation called by a body joins the transaction that body runs in.
-# A scope holds its connection, so an id here can't be taken over by another object.
+# The scope that each connection in use belongs to, so that an operation called by a body joins the
+# transaction that body runs in. A scope holds its connection, so an id here can't be taken over by another
+# object.
 _scopes: dict[int, Scope] = {}
 
 
@@ -100,11 +102,13 @@ class Scope:
         self.overrides = overrides
         self.budget = budget
         self.readonly = readonly
-        # By the key of the retrying operation; one dict serves all tries of a run, so that its levels count together.
+        # By the key of the retrying operation; one dict serves all tries of a run, so that its levels count
+        # together.
         self.tries: dict[object, Tries] = {} if tries is None else tries
         # Starts after the first, at any level inside this scope: for statistics.
         self.retries = 0
-        # May more SQL follow in this transaction after the operation that runs now? If so, limits must be put back.
+        # May more SQL follow in this transaction after the operation that runs now? If so, limits must be put
+        # back.
         self.continues = False
         # The limits that the next body is to run under; None: the session's own.
         self.want: sql.Limits | None = None
@@ -124,7 +128,8 @@ class Scope:
         """`classify` with this engine's own rows, and with what the connection's state adds."""
         verdict = classify(exc, overrides=self.overrides, closed=self.conn.is_closed())
         if self.readonly and verdict.sqlstate == "25006":
-            # The caller asked for READ ONLY and wrote all the same: no fail-over, and no other server would let it.
+            # The caller asked for READ ONLY and wrote all the same: no fail-over, and no other server would
+            # let it.
             return replace(verdict, repair=Repair.NEVER, evict=False)
         return verdict
 
@@ -185,7 +190,9 @@ class Scope:
         if have is None and self.continues and not self._saved:
             statements.append(sql.save_limits())
             self._saved = True
-        lowered = have is not None and (want is None or any(w is None and h is not None for w, h in zip(want, have, strict=True)))
+        lowered = have is not None and (
+            want is None or any(w is None and h is not None for w, h in zip(want, have, strict=True))
+        )
         if lowered and self._saved:
             statements.append(sql.restore_limits())
         if want is not None:
@@ -219,7 +226,7 @@ class Scope:
         try:
             with anyio.CancelScope(shield=True, deadline=anyio.current_time() + seconds) as limit:
                 await self.flush()
-        except Exception as exc:
+        except Exception as exc:  # noqa: BLE001 - whatever it is, the connection is in doubt
             self.conn.terminate()
             raise RollbackFailed(original=original, rollback_error=exc) from original
         except BaseException:
@@ -240,7 +247,8 @@ class Scope:
             awaitable = function(self.conn)
             if not inspect.isawaitable(awaitable):
                 message = (
-                    f"{name_of(function)} returned {type(awaitable).__name__}, which can't be awaited: an operation is an "
+                    f"{name_of(function)} returned {type(awaitable).__name__}, which can't be awaited: an "
+                    "operation is an "
                     "async def, or returns the awaitable of one"
                 )
                 raise TypeError(message)
@@ -258,7 +266,10 @@ class Scope:
             raise TransactionMisuse(_ENDED_BY_BODY.format(name=name))
 
     async def call(self, op: Operation[T]) -> T:
-        """Run `op` for a body: more of that body follows, so nothing is left unsent and the limits are put back."""
+        """Run `op` for a body.
+
+        More of that body follows, so nothing is left unsent and the limits are put back.
+        """
         continues, want = self.continues, self.want
         self.continues = True
         try:
@@ -274,18 +285,24 @@ class Scope:
 
 
 _NO_DRIVER_TRANSACTION = (
-    "{name} called conn.transaction(), but it runs inside a transaction that dbop_raw began. For a nested scope use "
-    "`await savepoint(op)(conn)`; for a transaction of its own give the operation to engine.run(); to write plain code "
+    "{name} called conn.transaction(), but it runs inside a transaction that dbop_raw began. For a nested "
+    "scope use "
+    "`await savepoint(op)(conn)`; for a transaction of its own give the operation to engine.run(); to write"
+    " plain code "
     "with conn.transaction(), take a connection with the pool's own acquire()"
 )
 _ENDED_BY_BODY = (
-    "{name} ended the transaction itself (COMMIT, ROLLBACK or END in its SQL): the transaction belongs to the scope that began it. "
+    "{name} ended the transaction itself (COMMIT, ROLLBACK or END in its SQL): the transaction belongs to "
+    "the scope that began it. "
     "Take that statement out; raise an error to roll back; for a part that may fail use savepoint(op)"
 )
 
 
 def _raised_in(exc: BaseException, module: str) -> bool:
-    """Did the innermost Python frame of `exc` belong to `module`? Messages are no contract; where it was raised is."""
+    """Did the innermost Python frame of `exc` belong to `module`? Messages are no contract.
+
+    Where it was raised is.
+    """
     trace = exc.__traceback__
     if trace is None:
         return False
@@ -313,8 +330,8 @@ def scope_of(conn: Connection) -> Scope | None:
 class Operation(Generic[T_co]):
     """A piece of database work that waits for a connection: immutable, and run as often as it is called.
 
-    Give it to `Engine.run`, or call it with a connection inside another operation: `await op(conn)` joins the transaction that the
-    connection is in.
+    Give it to `Engine.run`, or call it with a connection inside another operation: `await op(conn)` joins the
+    transaction that the connection is in.
     """
 
     step: Callable[[Scope], Awaitable[T_co]] = field(repr=False)
@@ -357,14 +374,19 @@ def name_of(function: object) -> str:
     """A readable name of anything that can be called."""
     while isinstance(function, functools.partial):
         function = function.func
-    name = getattr(function, "name", None) if isinstance(function, Operation) else getattr(function, "__qualname__", None)
+    name = (
+        getattr(function, "name", None)
+        if isinstance(function, Operation)
+        else getattr(function, "__qualname__", None)
+    )
     return name if isinstance(name, str) else type(function).__qualname__
 
 
 def to_operation(op: AnyOperation[T]) -> Operation[T]:
     """`op` itself if it is an `Operation`, else one whose body is `op`.
 
-    Raises `TypeError` at once for what can't be called with a connection, such as a coroutine that was made already.
+    Raises `TypeError` at once for what can't be called with a connection, such as a coroutine that was made
+    already.
     """
     if isinstance(op, Operation):
         return op
@@ -377,10 +399,16 @@ def to_operation(op: AnyOperation[T]) -> Operation[T]:
         )
         raise TypeError(message)
     if isinstance(op, type) or not callable(op):
-        message = f"{op!r} is not an operation: give an async function that takes a connection, or what @operation makes"
+        message = (
+            f"{op!r} is not an operation: give an async function that takes a connection, or what @operation"
+            " makes"
+        )
         raise TypeError(message)
     if inspect.isgeneratorfunction(op) or inspect.isasyncgenfunction(op):
-        message = f"{name_of(op)} is a generator function: an operation returns one result; collect the rows and return them"
+        message = (
+            f"{name_of(op)} is a generator function: an operation returns one result; collect the rows and "
+            "return them"
+        )
         raise TypeError(message)
     function = op
 
@@ -393,8 +421,8 @@ def to_operation(op: AnyOperation[T]) -> Operation[T]:
 def operation(function: Callable[Concatenate[Any, P], Awaitable[T]]) -> Callable[P, Operation[T]]:
     """Make `async def f(conn, *args) -> T` into `f(*args) -> Operation[T]`.
 
-    The arguments are checked against the function's signature when the operation is made, not when it runs: a missing one is a
-    `TypeError` at the line that forgot it.
+    The arguments are checked against the function's signature when the operation is made, not when it runs: a
+    missing one is a `TypeError` at the line that forgot it.
     """
     signature = inspect.signature(function)
     name = name_of(function)
@@ -430,7 +458,9 @@ class Chain:
 
 
 def pipe(op: AnyOperation[T], *wrappers: Wrapper) -> Operation[T]:
-    """`op` in its wrappers, inner to outer: `pipe(op, timeout(1.5), retry(P))` is `retry(P)(timeout(1.5)(op))`, 1.5 s a try.
+    """`op` in its wrappers, inner to outer.
+
+    `pipe(op, timeout(1.5), retry(P))` is `retry(P)(timeout(1.5)(op))`, 1.5 s a try.
 
     Raises `TypeError` when one of them is not a wrapper.
     """
@@ -445,7 +475,7 @@ def pipe(op: AnyOperation[T], *wrappers: Wrapper) -> Operation[T]:
 
 
 def chain(*wrappers: Wrapper) -> Chain:
-    """The wrappers of a pipeline, named once and used again: `pipe(op, chain(a, b))` is `pipe(op, a, b)`."""
+    """Name wrappers once and use them again: `pipe(op, chain(a, b))` is `pipe(op, a, b)`."""
     for wrapper in wrappers:
         if not callable(wrapper):
             message = f"{wrapper!r} is not a wrapper: use timeout(…), retry(…), savepoint, or chain(…)"

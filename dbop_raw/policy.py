@@ -40,8 +40,8 @@ def _whole_number(name: str, value: int, least: int) -> None:
 class RetryPolicy:
     """How many times a body may start, and the longest wait before each new start.
 
-    The wait before start *n + 1* is drawn uniformly from 0 to `first_delay * factor ** (n - 1)`, at most `max_delay`
-    ("full jitter": it spreads out the callers that one event made fail together).
+    The wait before start *n + 1* is drawn uniformly from 0 to `first_delay * factor ** (n - 1)`, at most
+    `max_delay` ("full jitter": it spreads out the callers that one event made fail together).
 
     What is retried is not said here: the verdict of the error says it (see `dbop_raw.classify`).
 
@@ -62,7 +62,9 @@ class RetryPolicy:
         positive_seconds("first_delay", self.first_delay)
         positive_seconds("max_delay", self.max_delay)
         if self.max_delay < self.first_delay:
-            message = f"max_delay={self.max_delay!r} is below first_delay={self.first_delay!r}: give at least that"
+            message = (
+                f"max_delay={self.max_delay!r} is below first_delay={self.first_delay!r}: give at least that"
+            )
             raise PolicyError(message)
         if not (math.isfinite(self.factor) and self.factor >= 1):
             message = f"factor={self.factor!r} is not allowed: give a finite number of at least 1"
@@ -94,10 +96,11 @@ class Tries:
 class RetryBudget:
     """A token bucket that all calls of one engine share, so that retries can't become a storm.
 
-    It starts full. Each call puts `per_call` tokens in, each second `per_second`, never above `capacity`; each retry takes
-    one out (two where the server says that it has too many connections). An empty bucket refuses the retry: the
-    error goes to the caller at once, as `RetriesExhausted` with `reason="budget"`. So over a long outage the number of tries is at
-    most `1 + per_call` times the number of calls, whatever the policies say. (The idea is Finagle's and tower's retry budget.)
+    It starts full. Each call puts `per_call` tokens in, each second `per_second`, never above `capacity`;
+    each retry takes one out (two where the server says that it has too many connections). An empty bucket
+    refuses the retry: the error goes to the caller at once, as `RetriesExhausted` with `reason="budget"`. So
+    over a long outage the number of tries is at most `1 + per_call` times the number of calls, whatever the
+    policies say. (The idea is Finagle's and tower's retry budget.)
 
     One event loop only: it is not thread safe. Raises `PolicyError` when a value is not allowed.
     """

@@ -36,15 +36,19 @@ class RejectSink(Protocol):
     """What `ingest(rejects=…)` takes."""
 
     async def write(self, rejects: Sequence[Reject]) -> None:
-        """Keep them: when this returns they are safe. Called once for each chunk that has any, from several tasks but one at a time."""
+        """Keep them: when this returns they are safe.
+
+        Called once for each chunk that has any, from several tasks but one at a time.
+        """
         ...
 
 
 class JsonlRejects:
     """Appends one JSON object a line: index, item, sqlstate, condition, message, constraint.
 
-    The file is made for its owner alone (mode 0600), since it holds the items as they came. Whole lines are appended in one write; a last line that
-    a crash cut short is ended first, so that the next one stands by itself. With `sync=True` each write waits for the disk.
+    The file is made for its owner alone (mode 0600), since it holds the items as they came. Whole lines are
+    appended in one write; a last line that a crash cut short is ended first, so that the next one stands by
+    itself. With `sync=True` each write waits for the disk.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, sync: bool = False) -> None:
@@ -54,7 +58,9 @@ class JsonlRejects:
             message = f"rejects file {str(self.path)!r} is a folder: name a file in it"
             raise PolicyError(message)
         if not self.path.parent.is_dir():
-            message = f"rejects file {str(self.path)!r} can't be made: there is no folder {str(self.path.parent)!r}"
+            message = (
+                f"rejects file {str(self.path)!r} can't be made: there is no folder {str(self.path.parent)!r}"
+            )
             raise PolicyError(message)
 
     def __repr__(self) -> str:

@@ -1,4 +1,7 @@
-"""`retry`: written once, and each failure is repaired where it can be: by the savepoint here, or by the run around it."""
+"""`retry`.
+
+Written once, and each failure is repaired where it can be: by the savepoint here, or by the run around it.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +45,8 @@ class Retrying:
     def delay(self, tries: Tries, exc: Exception, verdict: Verdict, level: str, deadline: float) -> float:
         """Seconds to wait before the next start after the transient failure `exc`.
 
-        `deadline` is in the event loop's time. Raises `RetriesExhausted` from `exc` when there is to be no other start.
+        `deadline` is in the event loop's time. Raises `RetriesExhausted` from `exc` when there is to be no
+        other start.
         """
         elapsed = anyio.current_time() - tries.since
         delay = self.policy.delay(tries.started, random.random)
@@ -51,7 +55,9 @@ class Retrying:
             reason = "attempts"
         elif anyio.current_time() + delay >= deadline:
             reason = "deadline"
-        elif self.budget is not None and not self.budget.withdraw(2.0 if verdict.sqlstate in _DOUBLE_COST else 1.0):
+        elif self.budget is not None and not self.budget.withdraw(
+            2.0 if verdict.sqlstate in _DOUBLE_COST else 1.0
+        ):
             reason = "budget"
         if reason is not None:
             if self.emit is not None:
@@ -115,14 +121,16 @@ class Retry:
                 except Exception as exc:
                     verdict = scope.verdict(exc)
                     if verdict.repair is not Repair.SAVEPOINT:
-                        # Permanent, or for the run around us to repair in a new transaction, under the same count.
+                        # Permanent, or for the run around us to repair in a new transaction, under the same
+                        # count.
                         raise
                     deadline = anyio.current_effective_deadline()
                     delay = self._retrying(inner, scope).delay(tries, exc, verdict, "savepoint", deadline)
                     scope.retries += 1
                     scope.rollback_to()
                     if isinstance(exc, OperationTimeout) and not exc.by_server:
-                        # The server did not keep its own limit: find out now, and not for long, whether it still answers.
+                        # The server did not keep its own limit: find out now, and not for long, whether it
+                        # still answers.
                         await scope.repair(exc, GRACE_SECONDS)
                     await anyio.sleep(delay)
         except BaseException:
@@ -132,7 +140,7 @@ class Retry:
         return result
 
     async def _in_place(self, inner: Operation[T], scope: Scope, tries: Tries) -> T:
-        """Without a transaction a failed statement has undone itself, so the same connection can try again."""
+        """Without a transaction a failed statement has undone itself: the same connection can try again."""
         while True:
             tries.started += 1
             try:
@@ -141,7 +149,8 @@ class Retry:
                 verdict = scope.verdict(exc)
                 lost = isinstance(exc, OperationTimeout) and not scope.readonly
                 if lost or verdict.repair not in {Repair.SAVEPOINT, Repair.TRANSACTION} or verdict.evict:
-                    # `lost`: cancelled by us, but perhaps after it was done; only a statement that writes nothing may be repeated.
+                    # `lost`: cancelled by us, but perhaps after it was done; only a statement that writes
+                    # nothing may be repeated.
                     raise
                 deadline = anyio.current_effective_deadline()
                 delay = self._retrying(inner, scope).delay(tries, exc, verdict, "statement", deadline)
@@ -152,12 +161,15 @@ class Retry:
 def retry(policy: RetryPolicy) -> Retry:
     """Start an operation again when it fails for a passing reason, at most `policy.attempts` starts in all.
 
-    Written once, and repaired where it can be. Inside a transaction a savepoint is set, and what a savepoint can repair (a lock that was not free, a
-    statement that our own `timeout` ended) starts again from there. What needs a new transaction or a new connection is raised unchanged, and the
-    `Engine.run` around it starts the whole again: under its own `retry=`, or under this policy when it was given none. All starts count together.
+    Written once, and repaired where it can be. Inside a transaction a savepoint is set, and what a savepoint
+    can repair (a lock that was not free, a statement that our own `timeout` ended) starts again from there.
+    What needs a new transaction or a new connection is raised unchanged, and the `Engine.run` around it
+    starts the whole again: under its own `retry=`, or under this policy when it was given none. All starts
+    count together.
 
-    Permanent errors pass unchanged. Raises `RetriesExhausted` (the last error is its `__cause__`) when the attempts, the retry budget or the time are
-    used up; an outer retry takes that as final. Never waits past an enclosing deadline. What is transient is said by `classify`.
+    Permanent errors pass unchanged. Raises `RetriesExhausted` (the last error is its `__cause__`) when the
+    attempts, the retry budget or the time are used up; an outer retry takes that as final. Never waits past
+    an enclosing deadline. What is transient is said by `classify`.
     """
     if not isinstance(policy, RetryPolicy):
         check_policy(policy)

@@ -12,10 +12,13 @@ T = TypeVar("T")
 
 
 def savepoint(op: AnyOperation[T], /) -> Operation[T]:
-    """`op` behind a savepoint: when it fails, what it did is undone, and the transaction around it stays usable.
+    """`op` behind a savepoint.
 
-    A wrapper, so `pipe(op, savepoint)` is the same. Costs no round trip of its own where nothing fails. Outside of a transaction it changes
-    nothing. (A failed statement aborts its transaction up to the last savepoint: PostgreSQL, "SAVEPOINT".)
+    When it fails, what it did is undone, and the transaction around it stays usable.
+
+    A wrapper, so `pipe(op, savepoint)` is the same. Costs no round trip of its own where nothing fails.
+    Outside of a transaction it changes nothing. (A failed statement aborts its transaction up to the last
+    savepoint: PostgreSQL, "SAVEPOINT".)
     """
     inner = to_operation(op)
 
@@ -26,7 +29,8 @@ def savepoint(op: AnyOperation[T], /) -> Operation[T]:
         try:
             result = await inner.step(scope)
         except BaseException:
-            # No await here, so that a cancellation can't come between: the SQL is sent by whoever goes on with the transaction.
+            # No await here, so that a cancellation can't come between: the SQL is sent by whoever goes on
+            # with the transaction.
             scope.abandon()
             raise
         scope.release()

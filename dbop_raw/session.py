@@ -1,7 +1,10 @@
-"""One transaction on one connection: BEGIN, COMMIT and ROLLBACK as explicit SQL, and what happens when they go wrong.
+"""One transaction on one connection.
 
-What may never happen is here: a connection goes back to its pool inside a transaction; a COMMIT that answered ROLLBACK passes for done; a
-COMMIT whose answer was lost passes for done or for not done; a cancelled caller leaves a COMMIT half known on a healthy server.
+BEGIN, COMMIT and ROLLBACK as explicit SQL, and what happens when they go wrong.
+
+What may never happen is here: a connection goes back to its pool inside a transaction; a COMMIT that answered
+ROLLBACK passes for done; a COMMIT whose answer was lost passes for done or for not done; a cancelled caller
+leaves a COMMIT half known on a healthy server.
 """
 
 from __future__ import annotations
@@ -18,7 +21,15 @@ import asyncpg
 from dbop_raw import sql
 from dbop_raw.errors import CommitUnknown, OperationTimeout, RollbackFailed, TransactionAborted
 from dbop_raw.events import Observer
-from dbop_raw.operation import CLEANUP_SECONDS, GRACE_SECONDS, Connection, Operation, Scope, register, unregister
+from dbop_raw.operation import (
+    CLEANUP_SECONDS,
+    GRACE_SECONDS,
+    Connection,
+    Operation,
+    Scope,
+    register,
+    unregister,
+)
 from dbop_raw.policy import RetryBudget, Tries
 from dbop_raw.sqlstate import Rule
 
@@ -34,7 +45,7 @@ _OUTCOME_UNKNOWN = frozenset({"40003", "08007"})
 
 
 class Session(Scope):
-    """One transaction (or, with `transactional=False`, one autocommitted operation) on a connection that it does not own."""
+    """One transaction, or one autocommitted operation, on a connection that it does not own."""
 
     __slots__ = ("_begin", "deadline", "name")
 
@@ -69,12 +80,15 @@ class Session(Scope):
 
     @property
     def begun(self) -> bool:
-        """Has BEGIN been sent? Until a body needs the connection it has not, and then there is nothing to end either."""
+        """Has BEGIN been sent? Until a body needs the connection it has not, and there is nothing to end."""
         return self._begin is not None and not (self._pending and self._pending[0] is self._begin)
 
     @contextlib.asynccontextmanager
     async def entered(self) -> AsyncIterator[None]:
-        """Begin now, for a caller that uses the connection itself; up to COMMIT, which is the caller's. Rolls back on an error."""
+        """Begin now, for a caller that uses the connection itself; up to COMMIT, which is the caller's.
+
+        Rolls back on an error.
+        """
         register(self)
         self.continues = True
         try:
@@ -106,17 +120,21 @@ class Session(Scope):
     async def rollback(self, original: BaseException) -> None:
         """ROLLBACK after `original`: shielded, bounded; a connection that does not answer is thrown away.
 
-        Raises `RollbackFailed` with both causes when it could not be done, unless `original` is a cancellation or a timeout: those are
-        what the caller waits for, and the server rolls back by itself when the connection is gone.
+        Raises `RollbackFailed` with both causes when it could not be done, unless `original` is a
+        cancellation or a timeout: those are what the caller waits for, and the server rolls back by itself
+        when the connection is gone.
         """
         begun = self.begun
         self.drop_pending()
         if not begun or self.conn.is_closed():
             return
         now = anyio.current_time()
-        # A statement that outlived the timeout its server was given: the server hangs, so don't wait for it long.
+        # A statement that outlived the timeout its server was given: the server hangs, so don't wait for it
+        # long.
         hangs = isinstance(original, OperationTimeout) and not original.by_server
-        bound = min(now + (GRACE_SECONDS if hangs else CLEANUP_SECONDS), max(now, self.deadline) + GRACE_SECONDS)
+        bound = min(
+            now + (GRACE_SECONDS if hangs else CLEANUP_SECONDS), max(now, self.deadline) + GRACE_SECONDS
+        )
         failure: BaseException | None = None
         try:
             with anyio.CancelScope(shield=True, deadline=bound) as limit:
@@ -137,14 +155,16 @@ class Session(Scope):
     async def commit(self) -> None:
         """COMMIT, and know what became of it.
 
-        Raises the server's error when it refused (nothing is committed), `TransactionAborted` when it answered ROLLBACK, and
-        `CommitUnknown` when the answer was lost. A cancellation waits for the answer, at most `COMMIT_SECONDS`, and is then raised.
+        Raises the server's error when it refused (nothing is committed), `TransactionAborted` when it
+        answered ROLLBACK, and `CommitUnknown` when the answer was lost. A cancellation waits for the answer,
+        at most `COMMIT_SECONDS`, and is then raised.
         """
         if not self.begun:
             self.drop_pending()
             return
         self.drop_pending()
-        # A task of its own: asyncio's task.cancel() would otherwise cancel the COMMIT itself, whatever shields it.
+        # A task of its own: asyncio's task.cancel() would otherwise cancel the COMMIT itself, whatever
+        # shields it.
         answer = asyncio.ensure_future(self.conn.execute(sql.COMMIT))
         cancelled: BaseException | None = None
         try:
@@ -199,8 +219,8 @@ class Session(Scope):
 def _refused(exc: BaseException) -> bool:
     """Is `exc` a definite no to COMMIT? Then nothing is committed; anything else leaves it open.
 
-    An ERROR of the server is: it aborts the transaction. FATAL and PANIC are not: the session may have been ended while it waited for a
-    standby, after the commit. An `InterfaceError` says that nothing was sent.
+    An ERROR of the server is: it aborts the transaction. FATAL and PANIC are not: the session may have been
+    ended while it waited for a standby, after the commit. An `InterfaceError` says that nothing was sent.
     """
     if isinstance(exc, asyncpg.PostgresError):
         return exc.severity_en == "ERROR" and exc.sqlstate not in _OUTCOME_UNKNOWN

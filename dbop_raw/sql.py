@@ -1,6 +1,9 @@
-"""Control SQL as text: BEGIN, SET LOCAL, SAVEPOINT and identifiers. Pure: it builds strings and sends nothing.
+"""Control SQL as text: BEGIN, SET LOCAL, SAVEPOINT and identifiers.
 
-Sources: PostgreSQL's pages on BEGIN, SET TRANSACTION, SAVEPOINT, SET, and "Lexical Structure" for the quoting.
+Pure: it builds strings and sends nothing.
+
+Sources: PostgreSQL's pages on BEGIN, SET TRANSACTION, SAVEPOINT, SET, and "Lexical Structure" for the
+quoting.
 """
 
 from __future__ import annotations
@@ -34,7 +37,8 @@ __all__ = [
 Isolation = Literal["read committed", "repeatable read", "serializable"]
 ISOLATION_LEVELS: tuple[Isolation, ...] = ("read committed", "repeatable read", "serializable")
 
-# One fixed name at every depth: the newest savepoint of a name is meant, and pg_stat_statements sees one statement, not thousands.
+# One fixed name at every depth: the newest savepoint of a name is meant, and pg_stat_statements sees one
+# statement, not thousands.
 SAVEPOINT = "SAVEPOINT dbop_raw"
 ROLLBACK_TO = "ROLLBACK TO SAVEPOINT dbop_raw"
 RELEASE = "RELEASE SAVEPOINT dbop_raw"
@@ -47,7 +51,8 @@ Limits = tuple[int | None, int | None]
 
 # PostgreSQL keeps both settings in a 32-bit integer of milliseconds.
 _LARGEST_MS = 2**31 - 1
-# The server is told this share less than the client, within these bounds (seconds), so that its answer is here before the client gives up.
+# The server is told this share less than the client, within these bounds (seconds), so that its answer is
+# here before the client gives up.
 _MARGIN, _LEAST_MARGIN, _LARGEST_MARGIN = 0.05, 0.01, 0.25
 
 
@@ -59,13 +64,20 @@ def join(*statements: str) -> str:
 def begin(isolation: Isolation | None = None, *, readonly: bool = False, deferrable: bool = False) -> str:
     """BEGIN with its modes; None leaves the session's default isolation.
 
-    `deferrable` means something only for a serializable read-only transaction (PostgreSQL, "SET TRANSACTION"), so anything else is a `PolicyError`.
+    `deferrable` means something only for a serializable read-only transaction (PostgreSQL, "SET
+    TRANSACTION"), so anything else is a `PolicyError`.
     """
     if isolation is not None and isolation not in ISOLATION_LEVELS:
-        message = f"isolation={isolation!r} is not known: use one of {', '.join(map(repr, ISOLATION_LEVELS))}, or None"
+        message = (
+            f"isolation={isolation!r} is not known: use one of {', '.join(map(repr, ISOLATION_LEVELS))}, or "
+            "None"
+        )
         raise PolicyError(message)
     if deferrable and not (readonly and isolation == "serializable"):
-        message = "deferrable=True needs isolation='serializable' and readonly=True: PostgreSQL ignores it elsewhere"
+        message = (
+            "deferrable=True needs isolation='serializable' and readonly=True: PostgreSQL ignores it "
+            "elsewhere"
+        )
         raise PolicyError(message)
     words = ["BEGIN"]
     if isolation is not None:
@@ -78,9 +90,12 @@ def begin(isolation: Isolation | None = None, *, readonly: bool = False, deferra
 
 
 def server_milliseconds(seconds: float) -> int | None:
-    """What to tell the server when the client stops waiting in `seconds`: a little less, whole milliseconds, never 0.
+    """What to tell the server when the client stops waiting in `seconds`.
 
-    0 would switch the timeout off (which is how a rounded-down half second waits for ever). None for an infinite wait.
+    A little less, whole milliseconds, never 0.
+
+    0 would switch the timeout off (which is how a rounded-down half second waits for ever). None for an
+    infinite wait.
     """
     if math.isinf(seconds) and seconds > 0:
         return None

@@ -1,10 +1,12 @@
-"""What each SQLSTATE can be repaired by: a table, and one function that looks an error up in it. Pure; it knows no driver.
+"""What each SQLSTATE can be repaired by: a table, and one function that looks an error up in it.
 
-A code comes from PostgreSQL's Appendix A, "Error Codes" (`errcodes.txt` in its source). What to do about it is ours, one row a code or a
-class with its reason. Messages are never looked at: the server translates them.
+Pure: it knows no driver. A code comes from PostgreSQL's Appendix A, "Error Codes" (`errcodes.txt` in its
+source). What to do about it is ours, one row a code or a class with its reason. Messages are never looked
+at: the server translates them.
 
-The severity counts as much as the code. FATAL and PANIC end the session, whatever the code. ERROR leaves it alive, also for the codes
-that speak of a lost connection: there the server tells of *another* node that it talks to (Citus, postgres_fdw, dblink).
+The severity counts as much as the code. FATAL and PANIC end the session, whatever the code. ERROR leaves it
+alive, also for the codes that speak of a lost connection: there the server tells of *another* node that it
+talks to (Citus, postgres_fdw, dblink).
 """
 
 from __future__ import annotations
@@ -47,14 +49,14 @@ class Rule:
     evict: bool = False
     """True: the connection must not go back to its pool."""
     item: bool = False
-    """True: ONE bad row can cause it, so a batch looks for the row. False: every row would meet it, so a batch stops at once."""
+    """True: ONE bad row can cause it, so a batch looks for it. False: every row would, so a batch stops."""
     reason: str = ""
     """Why, in one short sentence."""
 
     def __post_init__(self) -> None:
         """Refuse what is not a `Repair`: a string here would never compare equal to one."""
         if not isinstance(self.repair, Repair):
-            message = f"repair={self.repair!r} is not allowed: give a member of Repair, for example Repair.TRANSACTION"
+            message = f"repair={self.repair!r} is not allowed: give a Repair, for example Repair.TRANSACTION"
             raise PolicyError(message)
 
 
@@ -65,7 +67,7 @@ class Verdict:
     sqlstate: str | None
     """The five characters that the server gave; None where an error has none."""
     condition: str
-    """PostgreSQL's name for the code; "unknown" for a code that it does not list; a class name for an error without a code."""
+    """PostgreSQL's name for the code; "unknown" for one not listed; a class name where there is none."""
     repair: Repair
     """What can repair it."""
     evict: bool
@@ -86,10 +88,12 @@ def verdict_of(
 ) -> Verdict:
     """Look `sqlstate` up: in `overrides` by code, then by class, then in `RULES` likewise; it never raises.
 
-    `severity` is the server's own untranslated word (ERROR, FATAL, PANIC); None where the driver raised the error by itself.
-    With FATAL and PANIC the connection is evicted whatever the code, and a repair that needs it becomes CONNECTION.
+    `severity` is the server's own untranslated word (ERROR, FATAL, PANIC); None where the driver raised the
+    error by itself. With FATAL and PANIC the connection is evicted whatever the code, a repair that needs
+    it becomes CONNECTION, and no row is looked for.
 
-    A code that no row knows was made up by the user's own functions (`RAISE … USING ERRCODE`): NEVER, and one row can cause it.
+    A code that no row knows was made up by the user's own functions (`RAISE … USING ERRCODE`): NEVER, and
+    one row can cause it.
     """
     code = sqlstate or ""
     rule = _overriding(code, overrides)
@@ -104,8 +108,9 @@ def verdict_of(
 def normalise_overrides(mapping: Mapping[str, Rule | Repair]) -> Mapping[str, Rule]:
     """Check a user's rows and complete them.
 
-    A key is a code (5 characters) or a class (the first 2), of digits and upper-case letters. A bare `Repair` changes only what repairs the error,
-    and keeps the rest of the row that it overrides; a `Rule` replaces the row.
+    A key is a code (5 characters) or a class (the first 2), of digits and upper-case letters. A bare
+    `Repair` changes only what repairs the error, and keeps the rest of the row that it overrides; a `Rule`
+    replaces the row.
 
     Raises `PolicyError` for a key or a value that is not allowed.
     """
@@ -146,7 +151,7 @@ def _session_ended(rule: Rule) -> Rule:
     return replace(rule, repair=repair, evict=True, item=False)
 
 
-# The server is alive and says this with ERROR: it can't reach another node (postgres_fdw, dblink, Citus). Our connection is well.
+# The server is alive and says this with ERROR: it can't reach another node. Our connection is well.
 _TELLS_OF_A_NODE = frozenset({"08000", "08001", "08003", "08004", "08006"})
 
 _S, _T, _C, _N, _U = Repair.SAVEPOINT, Repair.TRANSACTION, Repair.CONNECTION, Repair.NEVER, Repair.UNKNOWN
@@ -157,7 +162,7 @@ _OTHER_NODE = Rule(
 _MALFORMED = Rule(
     _N,
     evict=True,
-    reason="a message that the server could not read: the driver and the server disagree, and a new try would too",
+    reason="a message that the server could not read: a new try would send the same",
 )
 _CUSTOM = Rule(
     _N,
@@ -191,7 +196,8 @@ RULES: Mapping[str, Rule] = MappingProxyType(
         "08007": Rule(
             _U, evict=True, reason="the server says itself that it does not know how the transaction ended"
         ),
-        # PgBouncer uses it for all of its own errors: some mean "never sent", some "lost on the way", and only their text tells which.
+        # PgBouncer uses it for all of its own errors: some mean "never sent", some "lost on the way", and
+        # only their text tells which.
         "08P01": Rule(
             _U,
             evict=True,
@@ -280,7 +286,7 @@ RULES: Mapping[str, Rule] = MappingProxyType(
         "53400": Rule(
             _N, reason="a limit of the server's configuration is reached, and stays until somebody acts"
         ),
-        # 54000 is, for example, an index entry that is too large; 54001 a value nested too deep for the stack.
+        # 54000 is, say, an index entry that is too large; 54001 a value nested too deep for the stack.
         "54": Rule(_N, item=True, reason="a row's value is too large or too deep for a limit of the program"),
         "54011": Rule(_N, reason="the statement or the table has too many columns: every row meets it"),
         "54023": Rule(_N, reason="a call in the statement has too many arguments: every row meets it"),
@@ -298,7 +304,7 @@ RULES: Mapping[str, Rule] = MappingProxyType(
         # Our own deadline is told apart from this by who asked for it: the timeout that set it.
         "57014": Rule(
             _N,
-            reason="somebody cancelled the statement, or a limit of the server's did: it is not for us to start it again",
+            reason="the statement was cancelled, by somebody or by a limit: not for us to start it again",
         ),
         "57P01": Rule(
             _C,
@@ -334,7 +340,8 @@ RULES: Mapping[str, Rule] = MappingProxyType(
             _T, reason="a foreign server can't be reached, this connection is well: try again after a pause"
         ),
         "P0": Rule(_N, item=True, reason="a function refused its row"),
-        # On Citus a NOT NULL violation under COPY comes as XX000: override the row for such an engine (item=True).
+        # On Citus a NOT NULL violation under COPY comes as XX000: override it for such an engine
+        # (item=True).
         "XX": Rule(
             _N,
             evict=True,

@@ -31,9 +31,13 @@ class EngineStats:
     wait_max: float
     """Seconds: the longest wait."""
     wait_histogram: tuple[tuple[float, int], ...]
-    """(upper end in seconds, number of waits up to it and above the one before); the last upper end is infinite."""
+    """(upper end in seconds, number of waits up to it and above the one before); the last upper end is
+    infinite.
+    """
     held_seconds: float
-    """Seconds that connections were held, in all: with the time that passed, Little's law gives the mean number in use."""
+    """Seconds that connections were held, in all: with the time that passed, Little's law gives the mean
+    number in use.
+    """
     acquire_timeouts: int
     shed: int
     evicted: int

@@ -1,4 +1,7 @@
-"""`timeout`: the client stops waiting, and the server is told a little earlier, so that the connection stays usable."""
+"""`timeout`.
+
+The client stops waiting, and the server is told a little earlier, so that the connection stays usable.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +26,10 @@ _CLOCK_SLACK = 0.005
 
 
 def limits_within(remaining: float, lock: float | None, outer: sql.Limits | None) -> sql.Limits:
-    """The server's limits for a scope that has `remaining` seconds: never longer than that, a lock wait never longer than a statement."""
+    """The server's limits for a scope that has `remaining` seconds.
+
+    Never longer than that, a lock wait never longer than a statement.
+    """
     statement = sql.server_milliseconds(remaining)
     wait = outer[1] if outer is not None else None
     if lock is not None:
@@ -35,7 +41,7 @@ def limits_within(remaining: float, lock: float | None, outer: sql.Limits | None
 
 
 def ended_by_server(started: float, limits: sql.Limits) -> bool:
-    """Did a statement that was cancelled now run into `statement_timeout`, as far as the time since `started` tells?
+    """Did the statement that was just cancelled run into `statement_timeout`?
 
     57014 is also what pg_cancel_backend() gives; only the time tells them apart, for the text is translated.
     """
@@ -52,7 +58,11 @@ class Timeout:
 
     def __repr__(self) -> str:
         """As it is written."""
-        return f"timeout({self.seconds:g})" if self.lock is None else f"timeout({self.seconds:g}, lock={self.lock:g})"
+        return (
+            f"timeout({self.seconds:g})"
+            if self.lock is None
+            else f"timeout({self.seconds:g}, lock={self.lock:g})"
+        )
 
     def __call__(self, op: AnyOperation[T], /) -> Operation[T]:
         """`op`, ended after `seconds`."""
@@ -77,7 +87,8 @@ class Timeout:
                     raise
                 if own.deadline <= tightest:
                     raise OperationTimeout(seconds=self.seconds, by_server=True) from exc
-                # The server ended it for the sake of a tighter deadline outside, which is about to run out: let that one say so.
+                # The server ended it for the sake of a tighter deadline outside, which is about to run out:
+                # let that one say so.
                 if not math.isinf(tightest):
                     await anyio.sleep_until(tightest + _CLOCK_SLACK)
                 raise
@@ -89,15 +100,21 @@ class Timeout:
 def timeout(seconds: float, *, lock: float | None = None) -> Timeout:
     """End an operation after `seconds`.
 
-    The client stops waiting then. The server is told a little less (5 %, at least 10 ms, at most 250 ms) as `statement_timeout`, so that it ends the
-    statement itself and the connection stays usable; never 0, and never longer than the tightest enclosing deadline. With `lock` it is also told
-    how many seconds to wait for a lock (`lock_timeout`): running into that is the server's 55P03, which a retry repairs from its savepoint.
+    The client stops waiting then. The server is told a little less (5 %, at least 10 ms, at most 250 ms) as
+    `statement_timeout`, so that it ends the statement itself and the connection stays usable; never 0, and
+    never longer than the tightest enclosing deadline. With `lock` it is also told how many seconds to wait
+    for a lock (`lock_timeout`): running into that is the server's 55P03, which a retry repairs from its
+    savepoint.
 
-    Raises `OperationTimeout` only when this scope ran out: an outer cancellation stays a cancellation, and an outer deadline speaks for itself.
-    Outside of a transaction (`autocommit=True`) the server can't be told, and only the client keeps the time.
+    Raises `OperationTimeout` only when this scope ran out: an outer cancellation stays a cancellation, and an
+    outer deadline speaks for itself. Outside of a transaction (`autocommit=True`) the server can't be told,
+    and only the client keeps the time.
 
-    `statement_timeout` counts for each statement, so a body of several may still be ended by the client; that costs a cancel request.
+    `statement_timeout` counts for each statement, so a body of several may still be ended by the client; that
+    costs a cancel request.
 
     Raises `PolicyError` when a value is not a finite number above 0.
     """
-    return Timeout(positive_seconds("seconds", seconds), None if lock is None else positive_seconds("lock", lock))
+    return Timeout(
+        positive_seconds("seconds", seconds), None if lock is None else positive_seconds("lock", lock)
+    )

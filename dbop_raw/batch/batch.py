@@ -1,4 +1,7 @@
-"""`batch`: one transaction, many items, bad ones set aside. The chooser says which span; this runs it behind a savepoint."""
+"""`batch`: one transaction, many items, bad ones set aside.
+
+The chooser says which span; this runs it behind a savepoint.
+"""
 
 from __future__ import annotations
 
@@ -39,7 +42,7 @@ class Failed(Generic[Item_co]):
     item: Item_co = field(repr=False)
     error: Exception
     verdict: Verdict
-    """`verdict.transient` is true where the item outlasted its retries: it may be worth another batch later."""
+    """Its `transient` is true where the item outlasted its retries: try it again later."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,13 +54,15 @@ class BatchResult(Generic[Item_co, R_co]):
     failed: tuple[Failed[Item_co], ...]
     """In the order of the input."""
     results: tuple[R_co | None, ...]
-    """For `each`: the operations' results by the items' index, None where an item failed. For the other writers: empty."""
+    """For `each`: the operations' results by the items' index, None where an item failed. For the other
+    writers: empty.
+    """
     retries: int
     """Starts after the first, of items or spans, for passing reasons."""
 
 
 class Batch(Generic[Item, R]):
-    """What `batch` makes: call it with the items to get an operation. What one batch learned serves the next."""
+    """Call it with items to get an operation. What one batch learned serves the next."""
 
     def __init__(self, writer: Writer[Item, R], policy: RetryPolicy | None, skip_limit: int | None) -> None:
         self._writer = writer
@@ -70,36 +75,56 @@ class Batch(Generic[Item, R]):
         return f"batch({self._writer.name})"
 
     def __call__(self, items: Sequence[Item]) -> Operation[BatchResult[Item, R]]:
-        """The operation that writes `items`. Raises `TypeError` when they are no sequence: a batch may read them more than once."""
+        """The operation that writes `items`.
+
+        Raises `TypeError` when they are no sequence: a batch may read them more than once.
+        """
         if not isinstance(items, Sequence) or isinstance(items, (str, bytes)):
-            message = f"a batch takes a sequence of items, not a {type(items).__name__}: use list(…), or ingest() for a stream"
+            message = (
+                f"a batch takes a sequence of items, not a {type(items).__name__}: use list(…), or ingest() "
+                "for a stream"
+            )
             raise TypeError(message)
 
         async def step(scope: Scope) -> BatchResult[Item, R]:
-            return await _Writing(self._writer, items, scope, self._policy, self._skip_limit, self._memory).run()
+            return await _Writing(
+                self._writer, items, scope, self._policy, self._skip_limit, self._memory
+            ).run()
 
         return Operation(step, self._writer.name, self._policy, f"{self!r}(<{len(items)} items>)")
 
 
-def batch(writer: Writer[Item, R], *, retry: RetryPolicy | None = None, skip_limit: int | None = None) -> Batch[Item, R]:
-    """Write many items in one atomic transaction; each is written exactly once or is in `failed` exactly once, whatever the mix of errors.
+def batch(
+    writer: Writer[Item, R], *, retry: RetryPolicy | None = None, skip_limit: int | None = None
+) -> Batch[Item, R]:
+    """Write many items in one atomic transaction.
 
-    `writer`: `each(make_op)`, `execute_many(sql)`, `copy_into(table, columns=…)` or `copy_text(table, columns=…)`.
-    `retry`: what a savepoint can repair is tried again there, for the item it concerns; an item that outlasts its tries is in `failed`. What needs a new
-    transaction or connection leaves the batch, and the run around it starts the whole again, under the same policy if it has none of its own.
-    `skip_limit`: how many items may fail; one more raises `SkipLimitExceeded`, and nothing is written. None: any number.
+    Each is written exactly once or is in `failed` exactly once, whatever the mix of errors.
 
-    A permanent failure costs its own item only, also where the client finds it (a wrong Python type). An error that every item would share (class 42, disk full)
-    is raised at once. Deferred constraints are checked at the end of the batch and blamed on their item.
+    `writer`: `each(make_op)`, `execute_many(sql)`, `copy_into(table, columns=…)` or `copy_text(table,
+    columns=…)`.
+    `retry`: what a savepoint can repair is tried again there, for the item it concerns; an item that outlasts
+    its tries is in `failed`. What needs a new transaction or connection leaves the batch, and the run around
+    it starts the whole again, under the same policy if it has none of its own.
+    `skip_limit`: how many items may fail; one more raises `SkipLimitExceeded`, and nothing is written. None:
+    any number.
+
+    A permanent failure costs its own item only, also where the client finds it (a wrong Python type). An
+    error that every item would share (class 42, disk full) is raised at once. Deferred constraints are
+    checked at the end of the batch and blamed on their item.
 
     The result is data: look at `failed`.
     """
     for needed in ("write", "write_rows", "name", "opaque"):
         if not hasattr(writer, needed):
-            message = f"batch({writer!r}): give a writer: each(…), execute_many(…), copy_into(…) or copy_text(…)"
+            message = (
+                f"batch({writer!r}): give a writer: each(…), execute_many(…), copy_into(…) or copy_text(…)"
+            )
             raise PolicyError(message)
     check_policy(retry)
-    if skip_limit is not None and (isinstance(skip_limit, bool) or not isinstance(skip_limit, int) or skip_limit < 0):
+    if skip_limit is not None and (
+        isinstance(skip_limit, bool) or not isinstance(skip_limit, int) or skip_limit < 0
+    ):
         message = f"skip_limit={skip_limit!r} is not allowed: give a whole number of at least 0, or None"
         raise PolicyError(message)
     return Batch(writer, retry, skip_limit)
@@ -133,7 +158,10 @@ class _Writing(Generic[Item, R]):
         """All of it, inside the transaction that the scope is in."""
         scope = self._scope
         if not scope.transactional:
-            message = "a batch needs a transaction: leave out autocommit=True, or call it inside engine.transaction()"
+            message = (
+                "a batch needs a transaction: leave out autocommit=True, or call it inside "
+                "engine.transaction()"
+            )
             raise PolicyError(message)
         continues, scope.continues = scope.continues, True
         try:
@@ -148,7 +176,11 @@ class _Writing(Generic[Item, R]):
         retries = scope.retries - self._retries_before
         if scope.observer is not None:
             name = self._writer.name
-            scope.emit(BatchFinished(writer=name, total=total, written=total - failed, failed=failed, retries=retries))
+            scope.emit(
+                BatchFinished(
+                    writer=name, total=total, written=total - failed, failed=failed, retries=retries
+                )
+            )
         return BatchResult(
             total=total,
             written=total - failed,
@@ -158,7 +190,10 @@ class _Writing(Generic[Item, R]):
         )
 
     async def _write_all(self) -> None:
-        """All items, optimistically; once more with immediate constraints where a deferred one is violated at the end."""
+        """All items, optimistically.
+
+        Once more with immediate constraints where a deferred one is violated at the end.
+        """
         scope = self._scope
         scope.savepoint()
         try:
@@ -166,7 +201,8 @@ class _Writing(Generic[Item, R]):
             if not await self._check_deferred():
                 scope.rollback_to()
                 self._failed.clear()
-                # From here to the end of the transaction each statement checks them, so the error comes with its item.
+                # From here to the end of the transaction each statement checks them, so the error comes with
+                # its item.
                 scope.push(sql.CHECK_DEFERRED)
                 await self._write_spans(range(len(self._items)))
                 await self._second_chance()
@@ -187,7 +223,10 @@ class _Writing(Generic[Item, R]):
         return True
 
     async def _second_chance(self) -> None:
-        """A row that refers to a later one of the batch is allowed by a deferred constraint: try such rows again, when the others are in."""
+        """A row that refers to a later one of the batch is allowed by a deferred constraint.
+
+        Try such rows again, when the others are in.
+        """
         while True:
             waiting = [index for index, failed in self._failed.items() if failed.verdict.sqlstate == "23503"]
             if not waiting:
@@ -255,12 +294,19 @@ class _Writing(Generic[Item, R]):
             return
         if not final and verdict.repair in {Repair.TRANSACTION, Repair.CONNECTION, Repair.UNKNOWN}:
             raise error
-        if verdict.repair is Repair.NEVER and not (verdict.item or (failed.client and failed.index is not None)):
+        if verdict.repair is Repair.NEVER and not (
+            verdict.item or (failed.client and failed.index is not None)
+        ):
             raise error
         if isinstance(error, OperationTimeout) and not error.by_server:
             await scope.repair(error, GRACE_SECONDS)
         culprit = failed.index if step.hi - step.lo > 1 else step.lo
-        if verdict.repair is Repair.SAVEPOINT and not final and culprit is not None and await self._wait_for(culprit, error, verdict):
+        if (
+            verdict.repair is Repair.SAVEPOINT
+            and not final
+            and culprit is not None
+            and await self._wait_for(culprit, error, verdict)
+        ):
             self._spans.again(culprit)
             return
         found = self._spans.failed(culprit)
@@ -271,7 +317,8 @@ class _Writing(Generic[Item, R]):
         """The server could not try row by row: go on in spans, which show what it is about."""
         if not client and verdict.repair in {Repair.TRANSACTION, Repair.CONNECTION, Repair.UNKNOWN}:
             raise error
-        # A row that can't be sent, or one that waits for a lock: here only. Anything else (no privilege, no language, a type that doesn't fit): nowhere.
+        # A row that can't be sent, or one that waits for a lock: here only. Anything else (no privilege, no
+        # language, a type that doesn't fit): nowhere.
         here_only = client or verdict.item or verdict.repair is Repair.SAVEPOINT
         self._spans.rows_failed(possible=here_only and not isinstance(error, Unsupported))
 
@@ -280,7 +327,9 @@ class _Writing(Generic[Item, R]):
         tries = self._strikes.setdefault(culprit, Tries(since=anyio.current_time()))
         tries.started += 1
         scope = self._scope
-        retrying = Retrying(self._writer.name, self._policy, scope.budget, None if scope.observer is None else scope.emit)
+        retrying = Retrying(
+            self._writer.name, self._policy, scope.budget, None if scope.observer is None else scope.emit
+        )
         try:
             delay = retrying.delay(tries, error, verdict, "savepoint", anyio.current_effective_deadline())
         except RetriesExhausted:
@@ -296,7 +345,9 @@ class _Writing(Generic[Item, R]):
         scope = self._scope
         if scope.observer is not None:
             name = self._writer.name
-            scope.emit(ItemFailed(writer=name, index=index, sqlstate=verdict.sqlstate, condition=verdict.condition))
+            scope.emit(
+                ItemFailed(writer=name, index=index, sqlstate=verdict.sqlstate, condition=verdict.condition)
+            )
         if self._skip_limit is not None and len(self._failed) > self._skip_limit:
             failed: tuple[Failed[Any], ...] = tuple(self._failed[index] for index in sorted(self._failed))
             raise SkipLimitExceeded(limit=self._skip_limit, failed=failed)

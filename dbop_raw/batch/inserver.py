@@ -1,7 +1,10 @@
-"""Row by row in the server: a function in `pg_temp` that takes one array a column, and catches each row's error.
+"""Row by row in the server.
 
-One round trip however many rows are bad, at one internal subtransaction a row (PL/pgSQL, "Trapping Errors"). It needs the TEMP privilege and PL/pgSQL. All
-names in it are qualified, so that no `search_path` can put something else in their place.
+A function in `pg_temp` that takes one array a column, and catches each row's error.
+
+One round trip however many rows are bad, at one internal subtransaction a row (PL/pgSQL, "Trapping Errors").
+It needs the TEMP privilege and PL/pgSQL. All names in it are qualified, so that no `search_path` can put
+something else in their place.
 """
 
 from __future__ import annotations
@@ -20,7 +23,7 @@ from dbop_raw.sqlstate import CONDITIONS, RULES, Rule, verdict_of
 __all__ = ["Column", "InServer", "RowFailure", "Unsupported"]
 
 
-class Unsupported(Exception):  # noqa: N818 - a signal within the batch, never shown
+class Unsupported(Exception):
     """The server can't try these rows one by one: the way of spans is left."""
 
 
@@ -48,7 +51,8 @@ class Column:
         rows = await scope.conn.fetch(
             "SELECT a.attname::pg_catalog.text AS name, pg_catalog.format_type(a.atttypid, NULL) AS type, "
             "t.typlen OPERATOR(pg_catalog.=) -1 AND t.typelem OPERATOR(pg_catalog.<>) 0 AS is_array "
-            "FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_type t ON t.oid OPERATOR(pg_catalog.=) a.atttypid "
+            "FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_type t ON t.oid OPERATOR(pg_catalog.=) "
+            "a.atttypid "
             "WHERE a.attrelid OPERATOR(pg_catalog.=) $1::pg_catalog.text::pg_catalog.regclass "
             "AND a.attnum OPERATOR(pg_catalog.>) 0 AND NOT a.attisdropped",
             relation,
@@ -73,8 +77,9 @@ _FIELDS = (
     ("con", "CONSTRAINT_NAME", "n"),
 )
 
-# Variables begin with d_, and a column of the user's that is named alike wins. `d_calm` counts the good rows since the last bad one: where it grows, blocks
-# of rows are tried together, and a block that fails is tried again in smaller ones.
+# Nothing here is looked up by an unqualified name. Variables begin with d_, and a column of the user's that is named alike wins. `d_calm` counts the good rows
+# since the last bad one: where it grows, blocks of rows are tried together, and a block that fails is tried
+# again in smaller ones.
 _BODY = """
 #variable_conflict use_column
 DECLARE
@@ -140,12 +145,16 @@ class InServer:
             f"RETURNS TABLE (d_index pg_catalog.int4, {returns}) LANGUAGE plpgsql AS "
         )
         name = "dbop_raw_" + hashlib.sha256((signature + body).encode()).hexdigest()[:16]
-        tag = f"$d_{name[-8:]}$"
+        # The quotes' tags depend on what they enclose, so nothing in it can have been made to end them.
+        tag = f"$d_{name[-16:]}$"
+        outer = f"$d_{name[-16:]}_do$"
         create = f"CREATE FUNCTION pg_temp.{name}{signature}{tag}{body}{tag}"
-        # Made once a session: an earlier batch may have done so, or its transaction was rolled back, or a pooler gave us another session. Making
-        # it again each time would fill pg_proc with dead rows. It travels with the savepoint's message, at no round trip of its own.
+        # Made once a session: an earlier batch may have done so, or its transaction was rolled back, or a
+        # pooler gave us another session. Making it again each time would fill pg_proc with dead rows. It
+        # travels with the savepoint's message, at no round trip of its own.
         self._ensure = (
-            f"DO $d_do$BEGIN IF pg_catalog.to_regproc('pg_temp.{name}') IS NULL THEN EXECUTE {sql.literal(create)}; END IF; END$d_do$"
+            f"DO {outer}BEGIN IF pg_catalog.to_regproc('pg_temp.{name}') IS NULL THEN "
+            f"EXECUTE {sql.literal(create)}; END IF; END{outer}"
         )
         placeholders = ", ".join(f"${n}" for n in range(1, len(types) + 4))
         self._call = f"SELECT * FROM pg_temp.{name}({placeholders})"
@@ -166,7 +175,10 @@ class InServer:
 
     @staticmethod
     def for_table(relation: str, columns: Sequence[Column], *, text: bool) -> InServer:
-        """INSERT into a table's columns what COPY would write there; with `text`, cast from text as COPY parses it."""
+        """INSERT into a table's columns what COPY would write there.
+
+        With `text`, cast from text as COPY parses it.
+        """
         if not text and any(column.is_array for column in columns):
             raise Unsupported
         names = ", ".join(sql.identifier(column.name) for column in columns)
@@ -175,7 +187,8 @@ class InServer:
         # COPY writes the given value into an identity column, whatever the column's own rule.
         insert = f"INSERT INTO {relation} ({names}) OVERRIDING SYSTEM VALUE"
         one = ", ".join(f"d_{n}[d_k]{cast}" for n, cast in zip(numbers, casts, strict=True))
-        # unnest() of several arrays is the parser's own word, and only unqualified; ROWS FROM says the same with names that can't be hijacked.
+        # unnest() of several arrays is the parser's own word, and only unqualified; ROWS FROM says the same
+        # with names that can't be hijacked.
         slices = ", ".join(f"pg_catalog.unnest(d_{n}[d_k:d_hi])" for n in numbers)
         aliases = ", ".join(f"c{n}" for n in numbers)
         selected = ", ".join(f"d_u.c{n}{cast}" for n, cast in zip(numbers, casts, strict=True))
@@ -183,7 +196,9 @@ class InServer:
         types = ["pg_catalog.text" if text else column.type for column in columns]
         return InServer(types, f"{insert} VALUES ({one})", block)
 
-    async def run(self, scope: Scope, rows: Sequence[Sequence[Any]], first: int, *, block: int) -> list[RowFailure]:
+    async def run(
+        self, scope: Scope, rows: Sequence[Sequence[Any]], first: int, *, block: int
+    ) -> list[RowFailure]:
         """Try `rows`, of which the first has the index `first`; gives those that failed, in order."""
         stop, keep = _stop_codes(scope.overrides)
         columns = [list(column) for column in zip(*rows, strict=True)]
@@ -196,9 +211,11 @@ class InServer:
 
 
 def _stop_codes(overrides: Mapping[str, Rule] | None) -> tuple[list[str], list[str]]:
-    """The codes and classes that are nobody's fault among the rows, and the codes in such a class that are a row's all the same."""
+    """The codes and classes that are no row's fault, and the codes in such a class that are all the same."""
     keys = {*RULES, *(overrides or ())}
-    verdicts = {key: verdict_of(key if len(key) == _CODE else key + "000", overrides=overrides) for key in keys}
+    verdicts = {
+        key: verdict_of(key if len(key) == _CODE else key + "000", overrides=overrides) for key in keys
+    }
     classes = {key for key in keys if len(key) != _CODE}
     stop = {key for key in keys if not verdicts[key].item}
     keep = {key for key in keys - classes if verdicts[key].item and key[:2] in stop}

@@ -1,16 +1,21 @@
-"""The chooser: which span of a batch to try next, and in which way. Pure, no I/O: it is told what happened, and how long it took.
+"""The chooser: which span of a batch to try next, and in which way.
 
-A batch is a row of items of which some, unknown, can't be written. Writing a span of them is one attempt that succeeds or fails as a whole. So the
-question is always the same: how long a span to try, and after a failure, how to find the bad ones. There are four ways, and none always wins:
+Pure, no I/O: it is told what happened, and how long it took.
+
+A batch is a row of items of which some, unknown, can't be written. Writing a span of them is one attempt that
+succeeds or fails as a whole. So the question is always the same: how long a span to try, and after a failure,
+how to find the bad ones. There are four ways, and none always wins:
 
 - the whole span at once: best as long as nothing fails;
 - *jump*: the error names the item; write what is before it, leave it out, go on behind it;
 - *bisect*: the error names nobody; halve until one is left;
-- *rows*: let the server try row by row, in one round trip; it costs more for each row and less for each bad one.
+- *rows*: let the server try row by row, in one round trip; it costs more for each row and less for each bad
+  one.
 
-Which is cheaper follows from four numbers: the share of bad items, the price of an attempt, of a row in an attempt, and of a row that the server
-tries alone. All four are measured as work goes on and kept in `Memory` from one batch to the next: on one server a row alone costs twice what it costs in
-a span; on a distributed one, a hundred times.
+Which is cheaper follows from four numbers: the share of bad items, the price of an attempt, of a row in an
+attempt, and of a row that the server tries alone. All four are measured as work goes on and kept in `Memory`
+from one batch to the next: on one server a row alone costs twice what it costs in a span; on a distributed
+one, a hundred times.
 """
 
 from __future__ import annotations
@@ -31,9 +36,11 @@ _PRIOR_ITEMS = 200.0
 # A span of so many items or fewer tells the price of an attempt, one of more tells the price of a row.
 _SMALL = 4
 _LARGE = 64
-# The first time that the server is to try row by row, it is given so many at the most: it may turn out to be dear.
+# The first time that the server is to try row by row, it is given so many at the most: it may turn out to be
+# dear.
 _TRIAL = 256
-# A clean batch opens at most so many spans: PostgreSQL caches 64 subtransactions of a backend, and RELEASE gives none back.
+# A clean batch opens at most so many spans: PostgreSQL caches 64 subtransactions of a backend, and RELEASE
+# gives none back.
 _MOST_SPANS = 60
 _LEAST_SPAN = 64
 
@@ -106,10 +113,11 @@ class _Span:
 class Spans:
     """Chooses the steps of one batch of `total` items.
 
-    Call `next()` for a step and tell what came of it with exactly one of `wrote`, `failed`, `again`, `rows` and `rows_failed`; until `next()` gives None. Then
-    each item was written once or is in `bad`.
+    Call `next()` for a step and tell what came of it with exactly one of `wrote`, `failed`, `again`, `rows`
+    and `rows_failed`; until `next()` gives None. Then each item was written once or is in `bad`.
 
-    `opaque`: the items are operations, so a failure always names its item, and what was done before it has to be done again.
+    `opaque`: the items are operations, so a failure always names its item, and what was done before it has to
+    be done again.
     """
 
     def __init__(self, total: int, memory: Memory, *, opaque: bool = False) -> None:
@@ -141,7 +149,7 @@ class Spans:
         return self._attempt() + length * alone
 
     def _search_cost(self, length: int, bad: float, located: float) -> float:
-        """Seconds to find `bad` items among `length` by attempts: jumping where they are named, else halving."""
+        """Seconds to find `bad` items among `length`: jumping where they are named, else halving."""
         bad = max(1.0, min(bad, length))
         jump = 2 * bad * self._attempt() + 2 * length * self._row()
         depth = math.log2(max(2.0, length / bad)) + 1
@@ -152,9 +160,12 @@ class Spans:
         """The longest span worth trying as a whole."""
         density = self._density()
         if self._opaque:
-            # Each span costs one more message, each bad item the half of a span again: least in all at sqrt(2 / density).
+            # Each span costs one more message, each bad item the half of a span again: least in all at sqrt(2
+            # / density).
             longest = max(_LEAST_SPAN, math.ceil(self.total / _MOST_SPANS))
-            return longest if density * self.total < 1 else max(1, min(longest, round(math.sqrt(2 / density))))
+            return (
+                longest if density * self.total < 1 else max(1, min(longest, round(math.sqrt(2 / density))))
+            )
         return self.total if density * self.total <= 1 else max(1, round(1 / density))
 
     def _rows_now(self, length: int) -> bool:
@@ -188,7 +199,8 @@ class Spans:
             return self._halve(span)
         if may_use_rows and self._rows_now(length):
             return self._rows(span)
-        # Without a server that tries rows, a span longer than the usual distance between bad items would only fail.
+        # Without a server that tries rows, a span longer than the usual distance between bad items would only
+        # fail.
         if self._opaque or not may_use_rows:
             span = self._cut(span, self._limit())
         return self._write(span)
@@ -268,7 +280,7 @@ class Spans:
         return culprit
 
     def again(self, culprit: int | None) -> None:
-        """The span failed for a passing reason: try it again, with what is before `culprit` made safe first."""
+        """Try the span again: it failed for a passing reason. What is before `culprit` is made safe first."""
         span = self._take()
         self._settle_right(clean=False)
         self._split(span, span.lo if culprit is None else culprit, span.lo if culprit is None else culprit)
@@ -292,7 +304,9 @@ class Spans:
         """The server could not try row by row: not here, or (`possible=False`) not at all."""
         span = self._take()
         self.memory.rows_possible = self.memory.rows_possible and possible
-        self._todo.append(_Span(span.lo, span.hi, bad=span.bad, whole=False, rows=False, if_clean=span.if_clean))
+        self._todo.append(
+            _Span(span.lo, span.hi, bad=span.bad, whole=False, rows=False, if_clean=span.if_clean)
+        )
 
     def finish(self) -> None:
         """Keep what this batch taught."""

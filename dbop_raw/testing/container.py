@@ -1,4 +1,4 @@
-"""PostgreSQL in Docker: the official image, or one made of the embedded wheel where no registry can be reached."""
+"""PostgreSQL in Docker: the official image, or one made of the embedded wheel where that can't be pulled."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import importlib.util
 import io
 import os
 import re
+import socket
 import subprocess
 import tarfile
 import time
@@ -28,17 +29,19 @@ __all__ = ["DockerServer", "check", "docker_server"]
 
 IMAGE_VARIABLE = "DBOP_RAW_DOCKER_IMAGE"
 IMAGE = "postgres:18"
+DAEMON = "/var/run/docker.sock"
 EMBEDDED_IMAGE = "dbop-raw-embedded-postgres:latest"
 START_TIMEOUT = 60.0
 INNER_PORT = 5432
 SIGNALS: Mapping[StopMode, str] = {"smart": "SIGTERM", "fast": "SIGINT", "immediate": "SIGQUIT"}
 
-# What the official image's entry does, as far as a test needs it: make the data directory once, then be the server.
+# What the official image's entry does, as far as a test needs it: make the data directory once, then be the
+# server.
 ENTRY = """#!/bin/sh
 set -e
 if [ ! -s "$PGDATA/PG_VERSION" ]; then
-    /opt/embedded_postgres/pginstall/bin/initdb -D "$PGDATA" -U postgres -A trust -E UTF8 --no-locale --no-sync
-    echo "host all all all trust" >> "$PGDATA/pg_hba.conf"
+    /opt/embedded_postgres/pginstall/bin/initdb -D "$PGDATA" -U postgres -A trust -E UTF8 --no-locale
+    --no-sync echo "host all all all trust" >> "$PGDATA/pg_hba.conf"
 fi
 shift
 exec /opt/embedded_postgres/pginstall/bin/postgres -D "$PGDATA" -c listen_addresses='*' "$@"
@@ -75,12 +78,15 @@ class DockerServer(Server):
         deadline = time.monotonic() + START_TIMEOUT
         while True:
             try:
-                # The image's first start runs a server of its own, which listens at no TCP port: ask over TCP.
+                # The image's first start runs a server of its own, which listens at no TCP port: ask over
+                # TCP.
                 run_sql(self.dsn, "SELECT 1", wait=5)
             except Exception as exc:
                 self._container.reload()
                 if self._container.status == "exited" or time.monotonic() > deadline:
-                    raise ServerError(self._told(f"the container is {self._container.status}: {exc}")) from exc
+                    raise ServerError(
+                        self._told(f"the container is {self._container.status}: {exc}")
+                    ) from exc
                 time.sleep(0.05)
             else:
                 return
@@ -179,6 +185,7 @@ def _client() -> Any:
     if importlib.util.find_spec("docker") is None:
         raise ServerUnavailable("the package docker is not installed")
     docker = importlib.import_module("docker")
+    _probe()
     try:
         client = docker.from_env(timeout=60)
         client.ping()
@@ -187,8 +194,19 @@ def _client() -> Any:
     return client
 
 
+def _probe() -> None:
+    """See that somebody listens where a daemon does: the package leaks a socket where nobody does."""
+    if "DOCKER_HOST" in os.environ:
+        return
+    try:
+        with socket.socket(socket.AF_UNIX) as probe:
+            probe.connect(DAEMON)
+    except OSError as exc:
+        raise ServerUnavailable(f"no Docker daemon at {DAEMON} ({exc}), and DOCKER_HOST is not set") from exc
+
+
 def _image(client: Any) -> str:
-    """Return an image that is there: the wanted one, pulled if need be, else one made of the embedded wheel."""
+    """Return an image that is there: the wanted one, pulled if need be, else one of the embedded wheel."""
     errors = importlib.import_module("docker.errors")
     wanted = os.environ.get(IMAGE_VARIABLE, IMAGE)
     with suppress(errors.ImageNotFound):
@@ -209,8 +227,10 @@ def _embedded_image(client: Any, errors: Any) -> str:
         client.images.get(EMBEDDED_IMAGE)
         return EMBEDDED_IMAGE
     repository, tag = EMBEDDED_IMAGE.split(":")
-    changes = ['ENTRYPOINT ["/entry"]', f"USER {POSTGRES_ID}", "ENV PGDATA=/data", "ENV PATH=/bin", "STOPSIGNAL SIGINT"]
-    client.api.import_image_from_data(image_tar(embedded_folder()), repository=repository, tag=tag, changes=changes)
+    changes = ['ENTRYPOINT ["/entry"]', f"USER {POSTGRES_ID}", "ENV PGDATA=/data", "ENV PATH=/bin"]
+    client.api.import_image_from_data(
+        image_tar(embedded_folder()), repository=repository, tag=tag, changes=changes
+    )
     return EMBEDDED_IMAGE
 
 
@@ -229,7 +249,9 @@ def image_tar(folder: Path) -> bytes:
                 tar.add(path, f"opt/{path.name}")
         shell = Path("/bin/sh").resolve()
         tar.add(shell, "bin/sh")
-        for library in sorted(_libraries([shell, folder / "postgres", folder / "initdb", *package.glob("**/*.so")])):
+        for library in sorted(
+            _libraries([shell, folder / "postgres", folder / "initdb", *package.glob("**/*.so")])
+        ):
             tar.add(library.resolve(), str(library).lstrip("/"))
         _add_text(tar, "entry", ENTRY, mode=0o755)
         _add_text(tar, "etc/passwd", f"postgres:x:{POSTGRES_ID}:{POSTGRES_ID}::/data:/bin/sh\n", mode=0o644)
@@ -244,7 +266,11 @@ def _libraries(programs: list[Path]) -> set[Path]:
     """Return the shared libraries outside the wheel that programs need, and their loader."""
     try:
         done = subprocess.run(
-            ["ldd", *map(str, programs)], capture_output=True, text=True, check=False, timeout=60  # noqa: S607
+            ["ldd", *map(str, programs)],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,  # noqa: S607
         )
     except OSError as exc:
         raise ServerUnavailable(f"ldd is needed to find the libraries for an image: {exc}") from exc

@@ -23,12 +23,12 @@ class Fault:
     """What happens to a connection, at which message.
 
     Attributes:
-        action: ``cut`` closes both sides in good order (FIN). ``reset`` sends the client a RST and closes the server's
-            side. ``hang`` lets nothing more through, in either direction, until ``heal()``; the sockets stay open.
-            ``delay`` holds back this direction for `seconds`.
+        action: ``cut`` closes both sides in good order (FIN). ``reset`` sends the client a RST and closes the
+            server's side. ``hang`` lets nothing more through, in either direction, until ``heal()``; the
+            sockets stay open. ``delay`` holds back this direction for `seconds`.
         when: Asked about each message, in the order in which they pass, until the fault is used up.
-        side: ``before``: the message does not reach the other side (with ``hang`` and ``delay``: not yet). ``after``: it
-            was delivered in full, and then it happens.
+        side: ``before``: the message does not reach the other side (with ``hang`` and ``delay``: not yet).
+            ``after``: it was delivered in full, and then it happens.
         times: How often; ``None`` means each time.
         seconds: How long a ``delay`` is.
 
@@ -88,7 +88,7 @@ class Injected:
 
 
 def query(containing: str) -> When:
-    """Match a client's Query or Parse message whose SQL contains a text (as it is written, upper and lower case)."""
+    """Match a client's Query or Parse message whose SQL contains a text, case and all."""
     return lambda message: message.sender == "client" and bool(message.sql) and containing in message.sql
 
 

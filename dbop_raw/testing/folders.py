@@ -29,8 +29,8 @@ LONGEST = 80
 class Root:
     """A temporary folder with a path short enough for a Unix socket, which is removed even if we are killed.
 
-    A lock in it, held by this process, says that it is in use; where the process was killed, the next one that makes a
-    root removes it.
+    A lock in it, held by this process, says that it is in use; where the process was killed, the next one
+    that makes a root removes it.
 
     Args:
         lasting: It is to outlive this process, so nobody may think that it was left behind.

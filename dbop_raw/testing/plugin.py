@@ -19,7 +19,7 @@ __all__ = ["postgres_dsn", "postgres_server"]
 
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[Server]:
-    """Give a PostgreSQL server, the same for the whole session; skip, with the reason, where none can be had."""
+    """Give a PostgreSQL server, the same for the whole session; skip with the reason where there is none."""
     opened = postgres()
     try:
         server = opened.__enter__()

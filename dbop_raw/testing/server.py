@@ -1,4 +1,4 @@
-"""What every server for a test can do, wherever it runs: databases of its own, and clear errors for the rest."""
+"""What every server for a test can do, wherever it runs: make databases, and say clearly what it can't."""
 
 from __future__ import annotations
 
@@ -27,8 +27,9 @@ SQL_TIMEOUT = 30.0
 class Server:
     """A PostgreSQL server that a test may use, and in most cases stop, crash and pause.
 
-    Every method blocks the calling thread, for 30 seconds at most, and none needs (or minds) a running event loop.
-    They go to the server itself. A method that this kind of server can't do raises :class:`ServerError`.
+    Every method blocks the calling thread, for 30 seconds at most, and none needs (or minds) a running event
+    loop. They go to the server itself. A method that this kind of server can't do raises
+    :class:`ServerError`.
 
     Attributes:
         host: The address it listens on, for TCP.
@@ -135,7 +136,7 @@ class Server:
         self._cannot("be promoted")
 
     def rewind(self, source: Server) -> None:
-        """Turn this stopped (or crashed) old primary into a standby of `source`; :meth:`start` it afterwards."""
+        """Turn this old primary into a standby of `source`; it is stopped, and to be started afterwards."""
         self._cannot(f"be rewound to {source}")
 
     def log_tail(self, n: int = 20) -> str:

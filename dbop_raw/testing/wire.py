@@ -6,6 +6,7 @@ Source: PostgreSQL's documentation, "Frontend/Backend Protocol", chapter "Messag
 from __future__ import annotations
 
 import struct
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 if TYPE_CHECKING:
@@ -17,21 +18,24 @@ Sender = Literal["client", "server"]
 
 SHOWN = 200
 
-# Messages without a type byte: only the first ones of a connection, told apart by the number after their length.
+# Messages without a type byte: only the first ones of a connection, told apart by the number after their
+# length.
 _UNTYPED = {80877102: "cancel", 80877103: "ssl", 80877104: "gssenc"}
 _HEADER = struct.Struct("!cI")
 _LENGTH = struct.Struct("!I")
 
 
-class Message(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Message:
     """One message that came by.
 
     Attributes:
         connection: Which connection of the proxy, counted from 1.
         sender: Who sent it.
-        type: Its type byte, such as ``Q`` or ``Z``. What has none is called ``startup``, ``ssl``, ``gssenc``, ``cancel``,
-            ``ssl-answer``, or ``opaque`` for bytes that TLS hides.
-        index: Which message of the proxy since the last ``reset_counts()``, counted from 1, both directions together.
+        type: Its type byte, such as ``Q`` or ``Z``. What has none is called ``startup``, ``ssl``, ``gssenc``,
+            ``cancel``, ``ssl-answer``, or ``opaque`` for bytes that TLS hides.
+        index: Which message of the proxy since the last ``reset_counts()``, counted from 1, both directions
+            together.
         body: What follows the length; its first 200 bytes.
         sql: The whole SQL text of a Query or Parse message, else "".
 
@@ -144,7 +148,8 @@ class ServerFramer(_Framer):
             return self._typed()
         self.asked_for_encryption = False
         answer = bytes(self._buffer[:1])
-        # S or G: what follows is encrypted, and can only be passed on. (An old server may answer with an error, E.)
+        # S or G: what follows is encrypted, and can only be passed on. (An old server may answer with an
+        # error, E.)
         if answer == b"E":
             return self._typed()
         self.opaque = answer in {b"S", b"G"}

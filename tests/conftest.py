@@ -1,0 +1,20 @@
+"""What every test gets: asyncio under anyio's plugin, and hypothesis set up for where it runs."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from hypothesis import settings
+
+# No deadline for one example: the machine may be busy. In CI the same examples each time, so that a red build is
+# red again; on a desk new ones each time, so that something new is found. The blob repeats a failure elsewhere.
+settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
+settings.register_profile("dev", deadline=None, print_blob=True)
+settings.load_profile("ci" if os.environ.get("CI") else "dev")
+
+
+@pytest.fixture(scope="session")
+def anyio_backend() -> str:
+    """Run on asyncio only: asyncpg knows no other loop."""
+    return "asyncio"

@@ -1,0 +1,142 @@
+"""The house: imports run downward only, the core needs three packages, and what is public is sorted and documented."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import dbop_raw
+
+ROOT = Path(dbop_raw.__file__).parent
+
+# From the ground up: a module may import what stands above it in this list, never what stands below. A folder that
+# ends in "." is one rank: its modules may import each other. A new module needs a line here: that is the question
+# where it belongs.
+ORDER = (
+    "errors",
+    "sqlstate",
+    "classify",
+    "policy",
+    "events",
+    "sql",
+    "operation",
+    "savepoint",
+    "session",
+    "timeout",
+    "retry",
+    "batch.spans",
+    "batch.inserver",
+    "batch.writers",
+    "batch.batch",
+    "batch",
+    "stats",
+    "capacity",
+    "commit",
+    "engine",
+    "rejects",
+    "ledger",
+    "ingest",
+    "",
+    "observe.",
+    "testing.",
+    "cli",
+)
+
+CORE = {"asyncpg", "anyio", "structlog"}
+# What the extras bring, and who may use it.
+EXTRAS = {
+    "observe.": {"opentelemetry"},
+    "testing.": {"docker", "pytest"},
+    "cli": {"rich", "typer"},
+}
+
+
+def modules() -> dict[str, Path]:
+    """Each module below `dbop_raw` by its dotted name; the package itself is ""."""
+    found = {}
+    for path in sorted(ROOT.rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+MODULES = modules()
+
+
+def rank_of(module: str) -> str:
+    """The line of `ORDER` that `module` stands on; a name of no line where it stands on none."""
+    if module in ORDER:
+        return module
+    return f"{module.partition('.')[0]}."
+
+
+def imports_of(path: Path) -> Iterator[tuple[int, str]]:
+    """Each import in the file, wherever it stands, as line and dotted name: of a `from`, what is a module in it."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from ((node.lineno, alias.name) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: a relative import"
+            assert node.module is not None
+            for alias in node.names:
+                inner = f"{node.module}.{alias.name}"
+                yield node.lineno, inner if inner.removeprefix("dbop_raw.") in MODULES else node.module
+
+
+def inside(name: str) -> str | None:
+    """`name` without the package, or None for another package."""
+    if name != "dbop_raw" and not name.startswith("dbop_raw."):
+        return None
+    return name.removeprefix("dbop_raw").removeprefix(".")
+
+
+def test_every_module_has_its_place_in_the_order() -> None:
+    assert [module for module in MODULES if rank_of(module) not in ORDER] == []
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_imports_downward_only(module: str) -> None:
+    rank = rank_of(module)
+    for line, name in imports_of(MODULES[module]):
+        other = inside(name)
+        if other is None or (rank_of(other) == rank and rank.endswith(".")):
+            continue
+        assert ORDER.index(rank_of(other)) < ORDER.index(rank), f"{module}:{line} imports {name}, which stands above it"
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_needs_only_what_its_extra_brings(module: str) -> None:
+    allowed = sys.stdlib_module_names | CORE | EXTRAS.get(rank_of(module), set())
+    others = {name.partition(".")[0] for _, name in imports_of(MODULES[module]) if inside(name) is None}
+    assert others <= allowed
+
+
+def test_what_is_public_is_sorted_and_there() -> None:
+    assert list(dbop_raw.__all__) == sorted(set(dbop_raw.__all__))
+    assert [name for name in dbop_raw.__all__ if not hasattr(dbop_raw, name)] == []
+
+
+def test_nothing_else_is_public_but_the_modules() -> None:
+    names = {name for name in vars(dbop_raw) if not name.startswith("_")}
+    assert names - set(dbop_raw.__all__) <= {module.partition(".")[0] for module in MODULES} | {"annotations"}
+
+
+@pytest.mark.parametrize("name", dbop_raw.__all__)
+def test_what_is_public_is_documented(name: str) -> None:
+    public = getattr(dbop_raw, name)
+    if not (inspect.isclass(public) or inspect.isfunction(public)):
+        pytest.skip("a type alias or a constant: its docstring is not kept at run time")
+    doc = vars(public).get("__doc__") if inspect.isclass(public) else public.__doc__
+    assert doc
+    # dataclasses write "Name(field: type, …)" where there is no docstring: that says nothing.
+    assert not doc.startswith(f"{name}(")
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_every_module_says_what_it_is_for(module: str) -> None:
+    assert ast.get_docstring(ast.parse(MODULES[module].read_text(encoding="utf-8")))
