@@ -54,10 +54,8 @@ def _verdict(exc: BaseException, overrides: Mapping[str, Rule] | None, *, closed
     # A RAISE with the code of a warning (classes 01 and 02) comes as an exception of the second type.
     if isinstance(exc, (asyncpg.PostgresError, driver.PostgresWarning)):
         return _of_server(exc, overrides)
-    if isinstance(exc, asyncpg.InterfaceError):
-        return _of_interface(exc, overrides, closed=closed)
-    if isinstance(exc, asyncpg.InternalClientError):
-        return _of_driver(exc)
+    if isinstance(exc, (asyncpg.InterfaceError, asyncpg.InternalClientError)):
+        return _of_driver(exc, overrides, closed=closed)
     if isinstance(exc, OSError):
         return _of_line(exc)
     if isinstance(exc, Exception):
@@ -119,6 +117,17 @@ _STALE = "the schema changed under the driver's cache, which is reset now: a new
 # --- the driver's errors
 
 
+def _of_driver(
+    exc: asyncpg.InterfaceError | asyncpg.InternalClientError,
+    overrides: Mapping[str, Rule] | None,
+    *,
+    closed: bool | None,
+) -> Verdict:
+    if isinstance(exc, asyncpg.InterfaceError):
+        return _of_interface(exc, overrides, closed=closed)
+    return _inside_driver(exc)
+
+
 def _of_interface(
     exc: asyncpg.InterfaceError, overrides: Mapping[str, Rule] | None, *, closed: bool | None
 ) -> Verdict:
@@ -151,7 +160,7 @@ def _raised_in(exc: BaseException) -> str | None:
     return frames.tb_frame.f_code.co_name.rpartition(".")[2]
 
 
-def _of_driver(exc: Exception) -> Verdict:
+def _inside_driver(exc: asyncpg.InternalClientError) -> Verdict:
     if isinstance(exc, driver.OutdatedSchemaCacheError):
         return _made(exc, Repair.TRANSACTION, _STALE)
     if isinstance(exc, driver.TargetServerAttributeNotMatched):

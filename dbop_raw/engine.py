@@ -53,6 +53,8 @@ class _Call:
     record: Record | None
     tries: Tries
     nodes: dict[object, Tries] = field(default_factory=dict)
+    careful: bool = False
+    """Check deferred constraints early: COMMIT has refused them once."""
     verdict: Verdict | None = None
     """Of the last failure, from the connection that knew most about it; None when there was no connection."""
 
@@ -68,6 +70,13 @@ class _DeadlineOver(DbopError):
     def __init__(self, *, by_server: bool) -> None:
         super().__init__()
         self.by_server = by_server
+
+
+class _CheckEarlier(DbopError):
+    """COMMIT refused a deferred constraint that the operation can blame on an item, if it is checked before.
+
+    Never leaves this module: the run starts again, which counts as no retry, for nothing is transient.
+    """
 
 
 class Engine:
@@ -258,6 +267,10 @@ class Engine:
                 raise OperationTimeout(seconds=call.deadline or 0.0, by_server=over.by_server) from (
                     over.__cause__ or last
                 )
+            except _CheckEarlier:
+                call.careful = True
+                call.tries.started -= 1
+                continue
             except Exception as exc:  # noqa: BLE001 - what is not to be retried is raised again there
                 last = exc
                 delay = self._delay(call, policy, exc)
@@ -328,6 +341,8 @@ class Engine:
             await session.commit()
         except BaseException as exc:
             call.verdict = await self._failed(checkout, session, exc)
+            if session.check_at_commit and isinstance(exc, asyncpg.IntegrityConstraintViolationError):
+                raise _CheckEarlier from exc
             if not isinstance(exc, CommitUnknown):
                 raise
             return await self._in_doubt(call, record, exc, result)
@@ -352,7 +367,7 @@ class Engine:
         begin = call.begin
         if begin is not None and record is not None:
             begin = sql.join(begin, record.opening())
-        return Session(
+        session = Session(
             conn,
             begin=begin,
             name=call.op.name,
@@ -363,6 +378,8 @@ class Engine:
             tries=call.nodes,
             readonly=call.readonly,
         )
+        session.careful = call.careful
+        return session
 
     async def _failed(self, checkout: Checkout, session: Session, exc: BaseException) -> Verdict:
         """Give the connection back after an error, or throw it away where the verdict says so."""

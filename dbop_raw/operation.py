@@ -74,6 +74,8 @@ class Scope:
         "_pending",
         "_saved",
         "budget",
+        "careful",
+        "check_at_commit",
         "conn",
         "continues",
         "observer",
@@ -110,6 +112,10 @@ class Scope:
         # May more SQL follow in this transaction after the operation that runs now? If so, limits must be put
         # back.
         self.continues = False
+        # Deferred constraints: is COMMIT trusted to check them for an operation that can blame an item, if
+        # they are checked before? And has that been tried, and failed, so that this time they are?
+        self.check_at_commit = False
+        self.careful = False
         # The limits that the next body is to run under; None: the session's own.
         self.want: sql.Limits | None = None
         self._in_force: sql.Limits | None = None

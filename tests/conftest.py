@@ -7,8 +7,8 @@ import os
 import pytest
 from hypothesis import settings
 
-# No deadline for one example: the machine may be busy. In CI the same examples each time, so that a red build is
-# red again; on a desk new ones each time, so that something new is found. The blob repeats a failure elsewhere.
+# No deadline for one example: the machine may be busy. In CI the same examples each time, so that a red build
+# is red again; on a desk new ones, so that something new is found. The blob repeats a failure elsewhere.
 settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
 settings.register_profile("dev", deadline=None, print_blob=True)
 settings.load_profile("ci" if os.environ.get("CI") else "dev")

@@ -166,7 +166,7 @@ class _Writing(Generic[Item, R]):
         continues, scope.continues = scope.continues, True
         try:
             if self._items:
-                await self._write_all()
+                await self._write_all(last=not continues)
         finally:
             scope.continues = continues
         return self._result()
@@ -189,27 +189,34 @@ class _Writing(Generic[Item, R]):
             retries=retries,
         )
 
-    async def _write_all(self) -> None:
-        """All items, optimistically.
+    async def _write_all(self, *, last: bool) -> None:
+        """All items, and once more with immediate constraints where a deferred one is violated at the end.
 
-        Once more with immediate constraints where a deferred one is violated at the end.
+        `last`: only COMMIT follows. It checks deferred constraints itself, at no round trip of ours; where it
+        refuses, the run starts again, carefully.
         """
         scope = self._scope
+        if last:
+            scope.check_at_commit = not scope.careful
+            await (self._carefully() if scope.careful else self._write_spans(range(len(self._items))))
+            return
         scope.savepoint()
         try:
             await self._write_spans(range(len(self._items)))
             if not await self._check_deferred():
                 scope.rollback_to()
                 self._failed.clear()
-                # From here to the end of the transaction each statement checks them, so the error comes with
-                # its item.
-                scope.push(sql.CHECK_DEFERRED)
-                await self._write_spans(range(len(self._items)))
-                await self._second_chance()
+                await self._carefully()
         except BaseException:
             scope.abandon()
             raise
         scope.release()
+
+    async def _carefully(self) -> None:
+        """From here to the transaction's end each statement checks all constraints, so errors name items."""
+        self._scope.push(sql.CHECK_DEFERRED)
+        await self._write_spans(range(len(self._items)))
+        await self._second_chance()
 
     async def _check_deferred(self) -> bool:
         scope = self._scope

@@ -39,6 +39,9 @@ _LARGE = 64
 # The first time that the server is to try row by row, it is given so many at the most: it may turn out to be
 # dear.
 _TRIAL = 256
+# A price that was not paid for a while is believed less and less, by this factor for each time that it was too
+# high: the first measurement may have had one-off costs in it, and a server may change.
+_FADE = 0.98
 # A clean batch opens at most so many spans: PostgreSQL caches 64 subtransactions of a backend, and RELEASE
 # gives none back.
 _MOST_SPANS = 60
@@ -80,6 +83,11 @@ class Memory:
             self.attempt = _blend(self.attempt, seconds)
         elif length >= _LARGE:
             self.row = _blend(self.row, seconds / length)
+
+    def fade_rows(self) -> None:
+        """Rows were not tried alone, because that was too dear when last measured."""
+        if self.row_alone is not None:
+            self.row_alone *= _FADE
 
     def learn_rows(self, length: int, seconds: float) -> None:
         """The server tried `length` rows one by one in `seconds`."""
@@ -194,8 +202,10 @@ class Spans:
             return self._write(span)
         if span.bad:
             search = self._search_cost(length, self._density() * length, 0.0)
-            if may_use_rows and self._rows_cost(length) < search:
-                return self._rows(span)
+            if may_use_rows:
+                if self._rows_cost(length) < search:
+                    return self._rows(span)
+                self.memory.fade_rows()
             return self._halve(span)
         if may_use_rows and self._rows_now(length):
             return self._rows(span)
@@ -274,6 +284,7 @@ class Spans:
             if self._rows_cost(length) < self._search_cost(length, bad, 1.0):
                 self._todo.append(_Span(span.lo, span.hi, bad=True, rows=True))
                 return None
+            self.memory.fade_rows()
         self._split(span, culprit, culprit + 1)
         self.bad.add(culprit)
         self._resolved += 1

@@ -1,11 +1,8 @@
-"""Doubles that tell the truth: a real PostgreSQL, a network that fails on purpose, and a connection by
-script.
+"""Doubles that tell the truth: a real PostgreSQL, a network that fails on purpose, a connection by script.
 
-    with postgres() as server:                          # a real server, which can be crashed, paused, failed
-    over
-        async with FaultProxy(server.host, server.port) as proxy:   # counts round trips, cuts the line at
-        COMMIT
-            proxy.inject(Fault("cut", when=query("COMMIT"), side="after"))
+    with postgres() as server:                            # a real one: crash it, pause it, fail it over
+        async with FaultProxy(server.host, server.port) as proxy:          # counts round trips
+            proxy.inject(Fault("cut", when=query("COMMIT"), side="after"))  # and loses an answer
             connection = await asyncpg.connect(proxy.dsn(server.dsn))
 
 A server is for what PostgreSQL does, a proxy for what the network does, and a script for what neither does on

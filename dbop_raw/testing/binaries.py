@@ -72,7 +72,8 @@ class Binaries:
         """
         command = [self.path(name), *arguments]
         try:
-            done: subprocess.CompletedProcess[str] = subprocess.run(
+            # The programs are PostgreSQL's own, and no shell reads the arguments.
+            done: subprocess.CompletedProcess[str] = subprocess.run(  # noqa: S603
                 command, capture_output=True, text=True, check=False, timeout=wait, **as_account(self.account)
             )
         except subprocess.TimeoutExpired as exc:
@@ -140,8 +141,9 @@ def embedded_folder() -> Path:
 
 
 def local_folder() -> Path:
-    """Return the programs of an installed PostgreSQL: ``DBOP_RAW_PG_BIN``, else the PATH, else Debian's
-    folders.
+    """Return the programs of an installed PostgreSQL.
+
+    Looked for by DBOP_RAW_PG_BIN, else pg_config, else on the PATH, else in Debian's folders (newest first).
 
     Raises:
         ServerUnavailable: None is complete, or the variable names a folder without them.
@@ -160,7 +162,7 @@ def local_folder() -> Path:
 
 def _local_candidates() -> Iterator[Path]:
     if pg_config := shutil.which("pg_config"):
-        done = subprocess.run(
+        done = subprocess.run(  # noqa: S603
             [pg_config, "--bindir"], capture_output=True, text=True, check=False, timeout=10
         )
         if done.returncode == 0:
@@ -200,7 +202,7 @@ def find_client(name: str) -> Path:
 
 
 def copy_embedded(folder: Path, target: Path) -> Path:
-    """Copy the wheel's programs under `target`, readable to everybody, and return the folder of the copies."""
+    """Copy the wheel's programs under `target`, readable to everybody; return the folder of the copies."""
     package = folder.parent.parent
     # Their RPATH is relative: the libraries have to stay a sibling of the package.
     for source in (package, package.with_name(f"{package.name}.libs")):
@@ -211,8 +213,9 @@ def copy_embedded(folder: Path, target: Path) -> Path:
 
 
 def launch(command: list[str | Path], *, log: Path, account: Account | None) -> subprocess.Popen[bytes]:
-    """Start a program that ends with this process, however this process ends (on Linux; elsewhere only in
-    order).
+    """Start a program that ends with this process, even if that is killed.
+
+    Killed: on Linux only, and only while the program is not stopped by SIGSTOP.
 
     Args:
         command: The program and its arguments.
@@ -225,11 +228,12 @@ def launch(command: list[str | Path], *, log: Path, account: Account | None) -> 
 
 
 def _popen(command: list[str | Path], output: IO[bytes], account: Account | None) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
+    return subprocess.Popen(  # noqa: S603 - as above
         command,
         stdout=output,
         stderr=subprocess.STDOUT,
-        preexec_fn=_death_signal(),
+        # Safe with threads here: it calls one function of libc, looked up before the fork, and takes no lock.
+        preexec_fn=_death_signal(),  # noqa: PLW1509
         # Its own group: Ctrl-C in a terminal is for the tests, which then stop the server.
         process_group=0,
         **as_account(account),

@@ -99,8 +99,8 @@ class LocalServer(Server):
         """The process id of the postmaster, while it runs."""
         if self._process is not None and self._process.poll() is not None:
             self._process = None
-        status = processes.read_pid_file(self.place.data_dir)
-        return status.pid if status is not None and processes.alive(status.pid) else None
+        status = processes.postmaster(self.place.data_dir)
+        return None if status is None else status.pid
 
     def start(self) -> None:
         """Start it and wait until it takes connections; nothing where it runs already.
@@ -112,26 +112,34 @@ class LocalServer(Server):
         if self.pid is not None:
             return
         self._write_settings()
-        options = (
-            f"-c port={self.port} -c listen_addresses={HOST} -c unix_socket_directories={self.place.root}"
-        )
-        if self.place.keep:
-            # pg_ctl leaves the server with no parent of ours, in a session of its own.
-            self._run("pg_ctl", "-D", self.place.data_dir, "-l", self.place.log, "-o", options, "-w",
-                      "-t", f"{START_TIMEOUT:g}", "start")  # fmt: skip
-            return
+        try:
+            if self.place.keep:
+                self._start_detached()
+            else:
+                self._start_child()
+        except BaseException:
+            self.kill()
+            raise
+
+    def _start_child(self) -> None:
         command: list[str | Path] = [
             self.binaries.path("postgres"),
             "-D",
             self.place.data_dir,
-            *options.split(),
+            *self._options(),
         ]
         self._process = launch(command, log=self.place.log, account=self.binaries.account)
-        try:
-            self._wait(self._is_ready, START_TIMEOUT, "was not ready")
-        except BaseException:
-            self.kill()
-            raise
+        self._wait(self._is_ready, START_TIMEOUT, "was not ready")
+
+    def _start_detached(self) -> None:
+        """Start it by pg_ctl, which leaves it with no parent of ours, in a session of its own."""
+        arguments = ("-D", self.place.data_dir, "-l", self.place.log, "-o", " ".join(self._options()))
+        self._run("pg_ctl", *arguments, "-w", "-t", f"{START_TIMEOUT:g}", "start")
+
+    def _options(self) -> tuple[str, ...]:
+        """Return what no configuration file may change; no part of it has a space."""
+        network = {"port": self.port, "listen_addresses": HOST, "unix_socket_directories": self.place.root}
+        return tuple(part for name, value in network.items() for part in ("-c", f"{name}={value}"))
 
     def start_first(self) -> None:
         """Start it at a port that may be taken by somebody else in the meantime: then take another."""
@@ -214,8 +222,7 @@ class LocalServer(Server):
 
     @contextmanager
     def standby(self, *, name: str | None = None) -> Iterator[LocalServer]:
-        """Give a streaming hot standby, made by pg_basebackup; it and its slot are removed at the end of the
-        block.
+        """Give a streaming hot standby, made by pg_basebackup; at the end, it and its slot are removed.
 
         Args:
             name: Its replication slot and its ``application_name``; ``None`` makes up a unique one.
@@ -280,7 +287,7 @@ class LocalServer(Server):
         if self._process is None or self._process.poll() is not None:
             code = "?" if self._process is None else self._process.returncode
             raise ServerError(self._told(f"the server ended with {code} instead of starting"))
-        status = processes.read_pid_file(self.place.data_dir)
+        status = processes.postmaster(self.place.data_dir)
         return status is not None and status.pid == self._process.pid and status.ready
 
     def _is_gone(self) -> bool:

@@ -265,13 +265,8 @@ def image_tar(folder: Path) -> bytes:
 def _libraries(programs: list[Path]) -> set[Path]:
     """Return the shared libraries outside the wheel that programs need, and their loader."""
     try:
-        done = subprocess.run(
-            ["ldd", *map(str, programs)],
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=60,  # noqa: S607
-        )
+        command = ["ldd", *map(str, programs)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)  # noqa: S603
     except OSError as exc:
         raise ServerUnavailable(f"ldd is needed to find the libraries for an image: {exc}") from exc
     found = {Path(path) for path in re.findall(r"(?:=> |^\s+)(/\S+) \(0x", done.stdout, re.MULTILINE)}

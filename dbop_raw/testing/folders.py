@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dbop_raw.testing.processes import alive, read_pid_file
+from dbop_raw.testing.processes import postmaster
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -86,8 +86,7 @@ def _sweep(base: Path) -> None:
             continue  # somebody else's, or one that lasts
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            status = read_pid_file(path / "data")
-            if status is None or not alive(status.pid):
+            if postmaster(path / "data") is None:
                 shutil.rmtree(path, ignore_errors=True)
         except OSError:
             pass  # in use

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 
 from dbop_raw.testing import container, processes
 from dbop_raw.testing.binaries import Binaries, account_for, copy_embedded, embedded_folder, local_folder
-from dbop_raw.testing.cluster import STOP_TIMEOUT, USER, LocalServer, Place
+from dbop_raw.testing.cluster import POLL, START_TIMEOUT, STOP_TIMEOUT, USER, LocalServer, Place
 from dbop_raw.testing.errors import ServerError, ServerUnavailable
 from dbop_raw.testing.folders import Root, free_port, own, remove_root
 from dbop_raw.testing.server import ExternalServer
@@ -98,8 +98,8 @@ def stop_kept(data_dir: Path) -> bool:
         ServerError: It was not gone within 30 seconds.
 
     """
-    status = processes.read_pid_file(data_dir)
-    if status is None or not processes.alive(status.pid):
+    status = processes.postmaster(data_dir)
+    if status is None:
         return False
     for pid in (status.pid, *processes.children(status.pid)):
         processes.send(pid, signal.SIGCONT)
@@ -108,7 +108,7 @@ def stop_kept(data_dir: Path) -> bool:
     while processes.alive(status.pid):
         if time.monotonic() > deadline:
             raise ServerError(f"the server {status.pid} in {data_dir} was not gone within {STOP_TIMEOUT:g} s")
-        time.sleep(0.01)
+        time.sleep(POLL)
     if status.socket_dir:
         remove_root(Path(status.socket_dir))
     return True
@@ -213,8 +213,14 @@ def _initialise(binaries: Binaries, place: Place) -> None:
 
 def _attach(folder: Path, data_dir: Path, wishes: _Wishes) -> LocalServer | None:
     """Return the server that runs in a data directory already, if one does."""
-    status = processes.read_pid_file(data_dir)
-    if status is None or not processes.alive(status.pid) or not status.ready or status.port is None:
+    deadline = time.monotonic() + START_TIMEOUT
+    while (status := processes.postmaster(data_dir)) is not None and not status.ready:
+        if time.monotonic() > deadline:
+            raise ServerError(
+                f"the server {status.pid} in {data_dir} was not ready within {START_TIMEOUT:g} s"
+            )
+        time.sleep(POLL)
+    if status is None or status.port is None:
         return None
     place = Place(Path(status.socket_dir), data_dir, wishes.settings, durable=wishes.durable, keep=True)
     server = LocalServer(Binaries(folder, account_for(data_dir)), place, status.port)

@@ -8,9 +8,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-__all__ = ["PidFile", "alive", "children", "read_pid_file", "send"]
+__all__ = ["PidFile", "alive", "children", "postmaster", "send"]
 
 PROC = Path("/proc")
+HAS_PROC = PROC.joinpath("self", "stat").exists()
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,8 +24,22 @@ class PidFile:
     ready: bool
 
 
-def read_pid_file(data_dir: Path) -> PidFile | None:
-    """Return what postmaster.pid says; ``None`` where there is none (or it is only being written)."""
+def postmaster(data_dir: Path) -> PidFile | None:
+    """Return what is known of the server that runs in a data directory; ``None`` where none does.
+
+    The file alone proves nothing: it outlives a server that was killed, and its number may be another
+    program's by now.
+    """
+    status = _read_pid_file(data_dir)
+    if status is None or not alive(status.pid):
+        return None
+    if HAS_PROC and not _stat(status.pid)[0].startswith("post"):
+        return None
+    return status
+
+
+def _read_pid_file(data_dir: Path) -> PidFile | None:
+    """Return what postmaster.pid says; ``None`` where there is none, or where it is only being written."""
     try:
         lines = (data_dir / "postmaster.pid").read_text(encoding="utf-8").splitlines()
         pid = int(lines[0])
@@ -37,8 +52,8 @@ def read_pid_file(data_dir: Path) -> PidFile | None:
 
 def alive(pid: int) -> bool:
     """Tell whether a process runs; a zombie, which nobody has waited for yet, does not."""
-    if PROC.joinpath("self", "stat").exists():
-        return _state_and_parent(pid)[0] not in {"", "Z", "X"}
+    if HAS_PROC:
+        return _stat(pid)[1] not in {"", "Z", "X"}
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
@@ -50,12 +65,11 @@ def alive(pid: int) -> bool:
 
 def children(parent: int) -> list[int]:
     """Return the children of a process (a postmaster's are all of its backends)."""
-    if PROC.joinpath("self", "stat").exists():
+    if HAS_PROC:
         pids = [int(entry.name) for entry in PROC.iterdir() if entry.name.isdigit()]
-        return [pid for pid in pids if _state_and_parent(pid)[1] == parent]
-    done = subprocess.run(
-        ["ps", "-A", "-o", "pid=,ppid="], capture_output=True, text=True, check=True, timeout=10
-    )
+        return [pid for pid in pids if _stat(pid)[2] == parent]
+    command = ["ps", "-A", "-o", "pid=,ppid="]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)  # noqa: S603
     pairs = [line.split() for line in done.stdout.splitlines()]
     return [int(pid) for pid, its_parent in pairs if int(its_parent) == parent]
 
@@ -66,12 +80,13 @@ def send(pid: int, signal: int) -> None:
         os.kill(pid, signal)
 
 
-def _state_and_parent(pid: int) -> tuple[str, int]:
-    """Return the state letter and the parent of a process, on Linux; ("", 0) where there is none."""
+def _stat(pid: int) -> tuple[str, str, int]:
+    """Return the name, the state letter and the parent of a process, on Linux; empty where there is none."""
     try:
         text = PROC.joinpath(str(pid), "stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
-        return "", 0
+        return "", "", 0
     # The second field is the program's name in parentheses, and may contain both.
-    state, ppid = text.rpartition(")")[2].split()[:2]
-    return state, int(ppid)
+    head, _, tail = text.rpartition(")")
+    state, ppid = tail.split()[:2]
+    return head.partition("(")[2], state, int(ppid)

@@ -71,6 +71,7 @@ class FaultProxy:
         self._numbers = itertools.count(1)
         self._lines: dict[_Line, asyncio.Task[None]] = {}
         self._server: asyncio.Server | None = None
+        self._broken: Exception | None = None
 
     async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(self._accept, self.host, 0, limit=CHUNK)
@@ -92,6 +93,8 @@ class FaultProxy:
                 await asyncio.wait(tasks)
             if self._server is not None:
                 await self._server.wait_closed()
+        if self._broken is not None and exc is None:
+            raise self._broken
 
     @property
     def round_trips_by_connection(self) -> dict[int, int]:
@@ -127,7 +130,10 @@ class FaultProxy:
         return injected
 
     def heal(self) -> None:
-        """Remove all faults, and let hung connections go on with what they held back; closed ones stay closed."""
+        """Remove all faults, and let hung connections go on with what they held back.
+
+        Closed ones stay closed.
+        """
         self._injected.clear()
         for line in self._lines:
             line.flows.set()
@@ -148,6 +154,8 @@ class FaultProxy:
             await line.serve()
         except asyncio.CancelledError:
             pass  # only __aexit__ cancels it
+        except Exception as exc:  # noqa: BLE001 - a fault's own `when` failed: raised at the end of the block
+            self._broken = self._broken or exc
         finally:
             line.abort()
             del self._lines[line]
@@ -241,7 +249,9 @@ class _Line:
             await self._delivered(sender)
             _half_close(self._other(sender))
         except (OSError, ValueError):
-            # A side was reset, or doesn't speak the protocol: the other learns it the hard way, too.
+            # A side was reset, or doesn't speak the protocol: the other learns it the hard way, too, and not
+            # while the line hangs.
+            await self.flows.wait()
             if not self._dead:
                 self.suffer("reset")
                 self.abort()
@@ -316,7 +326,7 @@ class _Line:
         """Wait until all that was sent is with the kernel, late bytes too."""
         writer = self._other(sender)
         loop = asyncio.get_running_loop()
-        while sender == "server" and self._last_due > loop.time():
+        if sender == "server" and self._last_due > loop.time():
             await asyncio.sleep(self._last_due - loop.time())
         if not writer.is_closing():
             await writer.drain()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+# ruff: noqa: ARG002 - asyncpg's signatures, of which a script needs little
 import asyncio
 import re
 from collections import deque
@@ -52,8 +53,7 @@ class Step:
 
 
 class ScriptedConnection:
-    """A double of ``asyncpg.Connection`` that answers by script, one step a call, and remembers what it was
-    sent.
+    """A double of ``asyncpg.Connection`` that answers by script, one step a call.
 
     Args:
         script: The steps, used in order.
@@ -199,8 +199,7 @@ class ScriptedConnection:
 
 
 class ScriptedPool:
-    """A double of ``asyncpg.Pool`` over scripted connections, taken in order; one given back is the next one
-    taken.
+    """A double of ``asyncpg.Pool`` over scripted connections, taken in order; one given back is taken next.
 
     Args:
         connections: The connections; an exception among them is raised by the ``acquire`` whose turn it is.

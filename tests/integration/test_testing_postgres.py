@@ -19,7 +19,6 @@ import pytest
 import dbop_raw.testing
 from dbop_raw.testing import Server, ServerError, ServerUnavailable, postgres, stop_kept
 from dbop_raw.testing.binaries import embedded_folder, local_folder
-from dbop_raw.testing.cluster import LocalServer
 from dbop_raw.testing.postgres import Source
 from dbop_raw.testing.processes import alive
 from dbop_raw.testing.server import run_sql
@@ -146,7 +145,7 @@ class TestLife:
             dsn, port = server.create_database(), server.port
             run_sql(dsn, "CREATE TABLE t AS SELECT 42 AS answer")
             server.stop()
-            with pytest.raises(OSError):
+            with pytest.raises(ConnectionRefusedError):
                 run_sql(dsn, "SELECT 1")
             server.stop()
             server.start()
@@ -419,20 +418,9 @@ class TestPlugin:
 
 
 def _pytest(test_file: Path, **variables: str) -> str:
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-rs",
-        "-p",
-        "dbop_raw.testing.plugin",
-        "-p",
-        "no:cacheprovider",
-        test_file,
-    ]
-    environment = (
-        os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTHONPATH": _source_folder()} | variables
-    )
+    options = ("-rs", "-p", "dbop_raw.testing.plugin", "-p", "no:cacheprovider")
+    command = [sys.executable, "-m", "pytest", *options, str(test_file)]
+    environment = os.environ | {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTHONPATH": _path()} | variables
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment, timeout=60)
     return done.stdout + done.stderr
 

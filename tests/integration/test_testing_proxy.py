@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Iterator
 import asyncpg
 import pytest
 
-from dbop_raw.testing import Fault, FaultProxy, Server, message, nth, postgres, query
+from dbop_raw.testing import Fault, FaultProxy, Message, Server, message, nth, postgres, query
 from dbop_raw.testing.server import run_sql
 from dbop_raw.testing.wire import ClientFramer, ServerFramer
 
@@ -153,7 +153,8 @@ class TestCounting:
     ) -> None:
         await connection.execute(f"SELECT 1 -- {'x' * 1000}")
         assert [(m.sender, m.type, m.index) for m in proxy.messages] == [
-            ("client", "Q", 1), ("server", "T", 2), ("server", "D", 3), ("server", "C", 4), ("server", "Z", 5),
+            ("client", "Q", 1),
+            ("server", "T", 2), ("server", "D", 3), ("server", "C", 4), ("server", "Z", 5),
         ]  # fmt: skip
         first = proxy.messages[0]
         assert (len(first.body), len(first.sql), first.sql[:8]) == (200, 1012, "SELECT 1")
@@ -268,6 +269,34 @@ class TestFaults:
         assert await asyncio.wait_for(call, 5) == "COMMIT"
         assert _rows(table) == 1
 
+    async def test_while_a_line_hangs_neither_side_learns_that_the_other_is_gone(
+        self, proxy: FaultProxy, table: str
+    ) -> None:
+        connection = await asyncpg.connect(proxy.dsn(table))
+        pid = connection.get_server_pid()
+        injected = proxy.inject(Fault("hang", query("SELECT 'hang'")))
+        call = asyncio.ensure_future(connection.execute("SELECT 'hang'"))
+        await asyncio.wait_for(injected.wait(), 5)
+        connection.terminate()
+        with pytest.raises(LOST):
+            await call
+        there = f"SELECT count(*) FROM pg_stat_activity WHERE pid = {pid}"
+        for _ in range(20):
+            assert await asyncio.to_thread(run_sql, table, there) == 1
+        proxy.heal()
+        await _settled(table)
+
+    async def test_a_when_that_fails_is_not_kept_secret(self, server: Server, database: str) -> None:
+        def wrong(_: Message) -> bool:
+            raise ZeroDivisionError("in my own when")
+
+        with pytest.raises(ZeroDivisionError, match="in my own when"):
+            async with FaultProxy(server.host, server.port) as proxy:
+                connection = await asyncpg.connect(proxy.dsn(database))
+                proxy.inject(Fault("cut", wrong))
+                with pytest.raises(LOST):
+                    await connection.execute("SELECT 1")
+
     async def test_a_delay_only_delays(self, proxy: FaultProxy, connection: asyncpg.Connection) -> None:
         loop = asyncio.get_running_loop()
         start = loop.time()
@@ -374,7 +403,7 @@ class TestEnd:
             await asyncio.wait_for(call, 5)
         connection.terminate()
         await _until(lambda: asyncio.all_tasks() <= before)
-        with pytest.raises(OSError):
+        with pytest.raises(ConnectionRefusedError):
             await asyncio.open_connection(proxy.host, proxy.port)
         await _settled(table)
 

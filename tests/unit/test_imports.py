@@ -1,4 +1,4 @@
-"""The house: imports run downward only, the core needs three packages, and what is public is sorted and documented."""
+"""The house: imports run downward, the core needs three packages, what is public is documented."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ import dbop_raw
 
 ROOT = Path(dbop_raw.__file__).parent
 
-# From the ground up: a module may import what stands above it in this list, never what stands below. A folder that
-# ends in "." is one rank: its modules may import each other. A new module needs a line here: that is the question
-# where it belongs.
+# The ground first: a module may import what stands earlier in this list, never what stands later. A name that
+# ends in "." is a folder of one rank: its modules may import each other. A new module needs a line here, which
+# asks where it belongs.
 ORDER = (
     "errors",
     "sqlstate",
@@ -76,7 +76,7 @@ def rank_of(module: str) -> str:
 
 
 def imports_of(path: Path) -> Iterator[tuple[int, str]]:
-    """Each import in the file, wherever it stands, as line and dotted name: of a `from`, what is a module in it."""
+    """Each import in the file, wherever it stands: line and dotted name (of a `from`, a module in it)."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Import):
             yield from ((node.lineno, alias.name) for alias in node.names)
@@ -106,7 +106,9 @@ def test_a_module_imports_downward_only(module: str) -> None:
         other = inside(name)
         if other is None or (rank_of(other) == rank and rank.endswith(".")):
             continue
-        assert ORDER.index(rank_of(other)) < ORDER.index(rank), f"{module}:{line} imports {name}, which stands above it"
+        assert ORDER.index(rank_of(other)) < ORDER.index(rank), (
+            f"{module}:{line} imports {name}, which stands later"
+        )
 
 
 @pytest.mark.parametrize("module", MODULES)

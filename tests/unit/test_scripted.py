@@ -22,7 +22,8 @@ def anyio_backend() -> str:
 class TestConnection:
     async def test_steps_are_used_in_order_by_every_call(self) -> None:
         connection = ScriptedConnection([
-            Step("INSERT", "INSERT 0 1"), Step("SELECT", [1, 2]), Step("SELECT", {"a": 1}), Step("SELECT", 42),
+            Step("INSERT", "INSERT 0 1"), Step("SELECT", [1, 2]), Step("SELECT", {"a": 1}),
+            Step("SELECT", 42),
             Step("INSERT"), Step('COPY "s"."t" ("a", "b")'), Step('COPY "t"'), Step("prepared", "statement"),
         ])  # fmt: skip
         assert await connection.execute("INSERT INTO t VALUES ($1)", 1) == "INSERT 0 1"
@@ -46,7 +47,7 @@ class TestConnection:
             await connection.fetch("SELECT 2")
 
     async def test_a_script_that_was_not_played_to_its_end_is_told(self) -> None:
-        with pytest.raises(AssertionError, match="1 steps were never reached.*COMMIT"):
+        with pytest.raises(AssertionError, match=r"1 steps were never reached.*COMMIT"):
             ScriptedConnection([Step("COMMIT")]).assert_finished()
 
     async def test_an_error_is_raised_and_the_connection_may_close(self) -> None:
@@ -84,7 +85,7 @@ class TestConnection:
             ("COMMIT; BEGIN", False, True, True),
         ],
     )
-    async def test_it_follows_its_transaction(self, sql: str, error: bool, before: bool, after: bool) -> None:  # noqa: FBT001
+    async def test_it_follows_its_transaction(self, sql: str, error: bool, before: bool, after: bool) -> None:
         steps = [Step("BEGIN")] if before else []
         connection = ScriptedConnection([*steps, Step(None, error=ValueError() if error else None)])
         if before:
