@@ -98,6 +98,8 @@ def _of_server(exc: _ServerError, overrides: Mapping[str, Rule] | None) -> Verdi
 
 def _by_routine(exc: _ServerError, verdict: Verdict) -> Verdict:
     """Tell apart what one code means twice, by the server's function that raised it, not by the text."""
+    if verdict.evict:
+        return verdict
     if isinstance(exc, driver.InvalidCachedStatementError):
         # "cached plan must not change result type" (0A000 from RevalidateCachedQuery): asyncpg has dropped
         # its cache by now.

@@ -31,11 +31,12 @@ choose_folders() {
     fi
     # Nothing can be written into the checkout: neither the environment nor what the tools remember.
     local own
-    own="$(own_folder)/$(printf '%s' "$root" | cksum | cut -d ' ' -f 1)"
+    own="$(own_folder)" # by itself: bash sees the failure of the last substitution only
+    own="$own/$(printf '%s' "$root" | cksum | cut -d ' ' -f 1)"
     mkdir -p "$own"
     venv="${DBOP_RAW_VENV:-$own/venv}"
     export MYPY_CACHE_DIR="$own/mypy" RUFF_CACHE_DIR="$own/ruff" HYPOTHESIS_STORAGE_DIRECTORY="$own/hypothesis"
-    export PYTEST_ADDOPTS="-o cache_dir=$own/pytest ${PYTEST_ADDOPTS:-}" PYTHONDONTWRITEBYTECODE=1
+    export PYTEST_ADDOPTS="-o 'cache_dir=$own/pytest' ${PYTEST_ADDOPTS:-}" PYTHONDONTWRITEBYTECODE=1
 }
 
 new_enough() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; }

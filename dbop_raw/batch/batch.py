@@ -266,9 +266,9 @@ class _Writing(Generic[Item, R]):
         try:
             if step.way == "rows":
                 density = self._memory.density
-                failures = await writer.write_rows(scope, view, step.lo, step.hi, density)
-                self._spans.rows([failure.index for failure in failures], anyio.current_time() - started)
-                for failure in failures:
+                tried = await writer.write_rows(scope, view, step.lo, step.hi, density)
+                self._spans.rows([failure.index for failure in tried.failures], tried.seconds)
+                for failure in tried.failures:
                     self._set_aside(indexes[failure.index], failure.error, scope.verdict(failure.error))
             else:
                 results = await writer.write(scope, view, step.lo, step.hi)

@@ -14,13 +14,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import anyio
 import asyncpg
 
 from dbop_raw import sql
 from dbop_raw.operation import Scope
 from dbop_raw.sqlstate import CONDITIONS, RULES, Rule, verdict_of
 
-__all__ = ["Column", "InServer", "RowFailure", "Unsupported"]
+__all__ = ["Column", "InServer", "RowFailure", "Tried", "Unsupported"]
 
 
 class Unsupported(Exception):
@@ -33,6 +34,16 @@ class RowFailure:
 
     index: int
     error: asyncpg.PostgresError
+
+
+@dataclass(frozen=True, slots=True)
+class Tried:
+    """What came of rows that the server tried one by one."""
+
+    failures: Sequence[RowFailure]
+    """In order."""
+    seconds: float
+    """What it took, without what is done only once; 0 where that can't be told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +133,7 @@ END
 """
 _GROW = """
       IF d_block OPERATOR(pg_catalog.>) 1 THEN
-        d_block := LEAST(d_block OPERATOR(pg_catalog.*) 2, 256);
+        d_block := LEAST(d_block OPERATOR(pg_catalog.*) 2, 512);
       ELSIF d_calm OPERATOR(pg_catalog.>=) 24 THEN
         d_block := 8;
       END IF;"""
@@ -159,6 +170,8 @@ class InServer:
         placeholders = ", ".join(f"${n}" for n in range(1, len(types) + 4))
         self._call = f"SELECT * FROM pg_temp.{name}({placeholders})"
         self._width = len(types)
+        self._warm = False
+        self._codes: tuple[list[str], list[str]] | None = None
 
     @staticmethod
     async def for_statement(scope: Scope, statement: str) -> InServer:
@@ -196,18 +209,22 @@ class InServer:
         types = ["pg_catalog.text" if text else column.type for column in columns]
         return InServer(types, f"{insert} VALUES ({one})", block)
 
-    async def run(
-        self, scope: Scope, rows: Sequence[Sequence[Any]], first: int, *, block: int
-    ) -> list[RowFailure]:
-        """Try `rows`, of which the first has the index `first`; gives those that failed, in order."""
-        stop, keep = _stop_codes(scope.overrides)
+    async def run(self, scope: Scope, rows: Sequence[Sequence[Any]], first: int, *, block: int) -> Tried:
+        """Try `rows`, of which the first has the index `first`, in blocks of at first `block` rows."""
+        if self._codes is None:
+            self._codes = _stop_codes(scope.overrides)
+        stop, keep = self._codes
         columns = [list(column) for column in zip(*rows, strict=True)]
         if len(columns) != self._width:
             raise Unsupported
         scope.push(self._ensure)
         await scope.flush()
+        started = anyio.current_time()
         failures = await scope.conn.fetch(self._call, block, stop, keep, *columns)
-        return [RowFailure(first + row["d_index"] - 1, _error(row)) for row in failures]
+        # The first call compiles the function, and looks up the arrays' types.
+        seconds = anyio.current_time() - started if self._warm else 0.0
+        self._warm = True
+        return Tried([RowFailure(first + row["d_index"] - 1, _error(row)) for row in failures], seconds)
 
 
 def _stop_codes(overrides: Mapping[str, Rule] | None) -> tuple[list[str], list[str]]:

@@ -31,6 +31,8 @@ __all__ = ["Memory", "Spans", "Step"]
 _ATTEMPT, _ROW, _ROW_ALONE = 3e-4, 3e-6, 6e-6
 # How much a new measurement counts against what was known.
 _WEIGHT = 0.3
+# How much of what earlier batches told is kept with each new one: about ten of them count.
+_KEEP = 0.9
 # Knowledge of earlier batches counts like so many items of this one.
 _PRIOR_ITEMS = 200.0
 # A span of so many items or fewer tells the price of an attempt, one of more tells the price of a row.
@@ -56,8 +58,10 @@ def _blend(old: float | None, new: float) -> float:
 class Memory:
     """What one batch learned for the next: measured, never assumed; None is not measured yet."""
 
-    density: float = 0.0
-    """The share of items that were bad."""
+    seen: float = 0.0
+    """Items of the last batches: the older the batch, the less it counts."""
+    found: float = 0.0
+    """How many of these were bad."""
     attempt: float | None = None
     """Seconds for an attempt, whatever its length: the round trips."""
     row: float | None = None
@@ -69,11 +73,15 @@ class Memory:
     located: float = 0.5
     """The share of failures whose item was named."""
 
+    @property
+    def density(self) -> float:
+        """The share of items that were bad."""
+        return self.found / self.seen if self.seen else 0.0
+
     def learn_batch(self, total: int, bad: int) -> None:
         """A batch of `total` items had `bad` bad ones."""
-        if total:
-            weight = total / (total + _PRIOR_ITEMS)
-            self.density += weight * (bad / total - self.density)
+        self.seen = _KEEP * self.seen + total
+        self.found = _KEEP * self.found + bad
 
     def learn_write(self, length: int, seconds: float) -> None:
         """A span of `length` was written in `seconds`."""

@@ -17,7 +17,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import asyncpg
 
 from dbop_raw import sql
-from dbop_raw.batch.inserver import Column, InServer, RowFailure
+from dbop_raw.batch.inserver import Column, InServer, Tried
 from dbop_raw.errors import PolicyError
 from dbop_raw.operation import AnyOperation, Scope, name_of, to_operation
 
@@ -76,7 +76,7 @@ class Writer(Protocol[Item_contra, R_co]):
 
     async def write_rows(
         self, scope: Scope, items: Sequence[Item_contra], lo: int, hi: int, density: float
-    ) -> list[RowFailure]:
+    ) -> Tried:
         """Have the server try them one by one; gives those that failed.
 
         Raises `WriteFailed` where that can't be done.
@@ -121,7 +121,7 @@ class Each(Generic[Item, R]):
 
     async def write_rows(
         self, scope: Scope, items: Sequence[Item], lo: int, hi: int, density: float
-    ) -> list[RowFailure]:
+    ) -> Tried:
         """Not for operations: the chooser never asks."""
         raise NotImplementedError
 
@@ -181,9 +181,7 @@ class ExecuteMany:
             raise WriteFailed(lo + taken - 1 if client else None, exc, client=client) from exc
         return ()
 
-    async def write_rows(
-        self, scope: Scope, items: Sequence[Row], lo: int, hi: int, density: float
-    ) -> list[RowFailure]:
+    async def write_rows(self, scope: Scope, items: Sequence[Row], lo: int, hi: int, density: float) -> Tried:
         """A loop in the server that executes the same statement."""
         del density
         try:
@@ -286,21 +284,27 @@ class _Copy:
 
     async def _try_rows(
         self, scope: Scope, rows: Sequence[Row], lo: int, density: float, *, text: bool
-    ) -> list[RowFailure]:
+    ) -> Tried:
         try:
             if not self._in_server:
                 columns = await Column.of_table(scope, self.target.relation, self.target.columns)
                 self._in_server.append(InServer.for_table(self.target.relation, columns, text=text))
             # Where bad rows are rare, the server tries blocks of them; where they are dense, that would only
             # be undone.
-            return await self._in_server[0].run(scope, rows, lo, block=1 if density > _DENSE else _BLOCK)
+            return await self._in_server[0].run(scope, rows, lo, block=_block(density))
         except Exception as exc:
             self._in_server.clear()
             raise WriteFailed(None, exc) from exc
 
 
+# Where more rows are bad, trying a block of them is mostly in vain.
 _DENSE = 0.03
-_BLOCK = 32
+_LARGEST_BLOCK = 512
+
+
+def _block(density: float) -> int:
+    """How many rows the server tries together at first: about half the usual distance between bad ones."""
+    return 1 if density > _DENSE else int(min(_LARGEST_BLOCK, 0.5 / max(density, 1e-6)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -335,9 +339,7 @@ class CopyInto(_Copy):
             raise WriteFailed(None if row is None else lo + row, exc) from exc
         return ()
 
-    async def write_rows(
-        self, scope: Scope, items: Sequence[Row], lo: int, hi: int, density: float
-    ) -> list[RowFailure]:
+    async def write_rows(self, scope: Scope, items: Sequence[Row], lo: int, hi: int, density: float) -> Tried:
         """A loop in the server that inserts the same columns."""
         rows = items[lo:hi]
         _misfit(rows, len(self.target.columns), lo)
@@ -437,7 +439,7 @@ class CopyText(_Copy):
 
     async def write_rows(
         self, scope: Scope, items: Sequence[TextRow], lo: int, hi: int, density: float
-    ) -> list[RowFailure]:
+    ) -> Tried:
         """A loop in the server that casts and inserts the same columns."""
         rows = items[lo:hi]
         _misfit(rows, len(self.target.columns), lo)

@@ -248,7 +248,8 @@ class TestFolders:
     def test_a_kept_server_outlives_its_process_and_is_attached_to(self, folder: Path) -> None:
         data_dir, before = folder / "data", _leftovers()
         _in_another_process(
-            f"with postgres(source={_own_source()!r}, data_dir=Path({str(data_dir)!r}), keep=True) as server:\n"
+            f"data_dir = Path({str(data_dir)!r})\n"
+            f"with postgres(source={_own_source()!r}, data_dir=data_dir, keep=True) as server:\n"
             "    server.sql('CREATE TABLE t AS SELECT 9 AS a')\n"
         )
         try:

@@ -290,12 +290,13 @@ class TestFaults:
         def wrong(_: Message) -> bool:
             raise ZeroDivisionError("in my own when")
 
+        proxy = await FaultProxy(server.host, server.port).__aenter__()
+        connection = await asyncpg.connect(proxy.dsn(database))
+        proxy.inject(Fault("cut", wrong))
+        with pytest.raises(LOST):
+            await connection.execute("SELECT 1")
         with pytest.raises(ZeroDivisionError, match="in my own when"):
-            async with FaultProxy(server.host, server.port) as proxy:
-                connection = await asyncpg.connect(proxy.dsn(database))
-                proxy.inject(Fault("cut", wrong))
-                with pytest.raises(LOST):
-                    await connection.execute("SELECT 1")
+            await proxy.__aexit__(None, None, None)
 
     async def test_a_delay_only_delays(self, proxy: FaultProxy, connection: asyncpg.Connection) -> None:
         loop = asyncio.get_running_loop()
@@ -347,8 +348,7 @@ class TestFaults:
     @pytest.mark.parametrize(("action", "end"), [("cut", b""), ("reset", ConnectionResetError)])
     async def test_the_client_sees_a_fin_or_a_rst(self, proxy: FaultProxy, action: str, end: object) -> None:
         reader, writer = await asyncio.open_connection(proxy.host, proxy.port)
-        while not proxy.connections:
-            await asyncio.sleep(0)
+        await _until(lambda: proxy.connections == 1)
         writer.write(struct.pack("!II", 8, 80877103))
         assert await reader.read(1) == b"N"
         proxy.drop_all(action)  # type: ignore[arg-type]

@@ -108,6 +108,7 @@ def test_a_stale_plan_is_repaired_by_a_new_transaction_and_another_missing_featu
     stale = server("0A000", R="RevalidateCachedQuery")
     assert isinstance(stale, exceptions.InvalidCachedStatementError)
     assert classify(stale).repair is T
+    assert classify(server("0A000", "FATAL", R="RevalidateCachedQuery")).evict
     assert classify(server("0A000", R="transformStmt")).repair is N
 
 
