@@ -145,11 +145,25 @@ class _Reader(Generic[Item]):
     async def _items(self) -> list[Item]:
         if self._sync is not None:
             return list(itertools.islice(self._sync, self._size))
+        if self._linger is not None:
+            return await self._items_in_time(self._linger)
+        items: list[Item] = []
+        if self._async is not None:
+            async for item in self._async:
+                items.append(item)
+                if len(items) == self._size:
+                    return items
+        self._over = True
+        return items
+
+    async def _items_in_time(self, linger: float) -> list[Item]:
+        """As many as come within `linger` seconds of the first. The next one is awaited in a task of its own.
+
+        So it is not lost when the time is over, and is the first of the next chunk.
+        """
         items: list[Item] = []
         deadline: float | None = None
-        while len(items) < self._size:
-            if not await self._wait(deadline):
-                break
+        while len(items) < self._size and await self._wait(deadline):
             coming, self._coming = self._coming, None
             if coming is None:
                 break
@@ -158,8 +172,8 @@ class _Reader(Generic[Item]):
             except StopAsyncIteration:
                 self._over = True
                 break
-            if deadline is None and self._linger is not None:
-                deadline = anyio.current_time() + self._linger
+            if deadline is None:
+                deadline = anyio.current_time() + linger
         return items
 
     async def _wait(self, deadline: float | None) -> bool:
@@ -181,12 +195,9 @@ class _Reader(Generic[Item]):
                 await asyncio.wait({coming})
                 if not coming.cancelled():
                     coming.exception()
-            for iterator in (self._async, self._sync):
-                if isinstance(iterator, contextlib.AbstractAsyncContextManager):
-                    continue
-                close = getattr(iterator, "aclose", None)
-                if close is not None:
-                    await close()
+            close = getattr(self._async, "aclose", None)
+            if close is not None:
+                await close()
 
 
 async def _anext(iterator: AsyncIterator[Item]) -> Item:
@@ -251,49 +262,48 @@ async def ingest(
         message = f"write={write!r} can't be called: give what batch(…) makes"
         raise PolicyError(message)
     reader = _Reader(source, size, linger)
-    job = _Ingest(engine, reader, write, size, retry, rejects, skip_limit, order_by, ledger, progress)
+    job = _Ingest(
+        engine=engine,
+        reader=reader,
+        write=write,
+        size=size,
+        retry=retry,
+        rejects=rejects,
+        skip_limit=skip_limit,
+        order_by=order_by,
+        ledger=ledger,
+        progress=progress,
+    )
     try:
         return await job.run(workers)
     finally:
         await reader.close()
 
 
+@dataclass(slots=True, kw_only=True)
 class _Ingest(Generic[Item]):
-    """One ingest on its way."""
+    """One ingest on its way; the options are those of `ingest`."""
 
-    def __init__(
-        self,
-        engine: Engine,
-        reader: _Reader[Item],
-        write: Callable[[Sequence[Item]], Operation[BatchResult[Item, Any]]],
-        size: int,
-        retry: RetryPolicy,
-        rejects: RejectSink | None,
-        skip_limit: int | None,
-        order_by: Callable[[Item], Any] | None,
-        ledger: Ledger | None,
-        progress: Callable[[IngestReport], None] | None,
-    ) -> None:
-        self._engine = engine
-        self._reader = reader
-        self._write = write
-        self._size = size
-        self._retry = retry
-        self._rejects = rejects
-        self._skip_limit = skip_limit
-        self._order_by = order_by
-        self._ledger = ledger
-        self._progress = progress
-        self._sink_lock = anyio.Lock()
-        self._done: dict[int, int] = {}
-        self._tally = _Tally(since=anyio.current_time())
+    engine: Engine
+    reader: _Reader[Item]
+    write: Callable[[Sequence[Item]], Operation[BatchResult[Item, Any]]]
+    size: int
+    retry: RetryPolicy
+    rejects: RejectSink | None
+    skip_limit: int | None
+    order_by: Callable[[Item], Any] | None
+    ledger: Ledger | None
+    progress: Callable[[IngestReport], None] | None
+    sink_lock: anyio.Lock = field(default_factory=anyio.Lock)
+    done: dict[int, int] = field(default_factory=dict)
+    tally: _Tally = field(default_factory=lambda: _Tally(since=anyio.current_time()))
 
     async def run(self, workers: int) -> IngestReport:
         """All of it; the error of a chunk is raised as it is, not in a group."""
         error: Exception | None = None
         try:
-            if self._ledger is not None:
-                await self._open_ledger(self._ledger)
+            if self.ledger is not None:
+                await self._open_ledger(self.ledger)
             async with anyio.create_task_group() as group:
 
                 async def work() -> None:
@@ -306,7 +316,7 @@ class _Ingest(Generic[Item]):
 
                 for _ in range(workers):
                     group.start_soon(work)
-            self._tally.finished = error is None
+            self.tally.finished = error is None
         finally:
             report = self._tell_end()
         if error is not None:
@@ -314,8 +324,8 @@ class _Ingest(Generic[Item]):
         return report
 
     def _tell_end(self) -> IngestReport:
-        report = self._tally.report()
-        observer = self._engine.observer
+        report = self.tally.report()
+        observer = self.engine.observer
         if observer is not None:
             event = IngestFinished(
                 read=report.read,
@@ -326,29 +336,29 @@ class _Ingest(Generic[Item]):
                 stopped=not report.finished,
             )
             notify(observer, event)
-        if self._progress is not None:
-            self._progress(report)
+        if self.progress is not None:
+            self.progress(report)
         return report
 
     async def _open_ledger(self, ledger: Ledger) -> None:
-        await self._engine.run(lambda conn: ledgers.install(ledger, conn), retry=self._retry, autocommit=True)
-        self._done = await self._engine.run(
-            lambda conn: ledger.done(conn, self._size), retry=self._retry, readonly=True
+        await self.engine.run(lambda conn: ledgers.install(ledger, conn), retry=self.retry, autocommit=True)
+        self.done = await self.engine.run(
+            lambda conn: ledger.done(conn, self.size), retry=self.retry, readonly=True
         )
 
     async def _work(self) -> None:
-        while (chunk := await self._reader.next()) is not None:
-            if chunk.number in self._done:
+        while (chunk := await self.reader.next()) is not None:
+            if chunk.number in self.done:
                 self._skip(chunk)
                 continue
-            self._tally.in_flight += 1
-            if self._order_by is not None:
-                chunk = _sorted(chunk, self._order_by)
+            self.tally.in_flight += 1
+            if self.order_by is not None:
+                chunk = _sorted(chunk, self.order_by)
             await self._one(chunk)
-            self._tally.in_flight -= 1
+            self.tally.in_flight -= 1
 
     def _skip(self, chunk: _Chunk[Item]) -> None:
-        known = self._done.get(chunk.number)
+        known = self.done.get(chunk.number)
         if known is not None and known != len(chunk.items):
             message = (
                 f"chunk {chunk.number} has {len(chunk.items)} items now and had {known} when the ledger was "
@@ -356,22 +366,22 @@ class _Ingest(Generic[Item]):
                 "use another ledger name for it"
             )
             raise PolicyError(message)
-        self._tally.skipped += 1
-        self._tally.read += len(chunk.items)
+        self.tally.skipped += 1
+        self.tally.read += len(chunk.items)
         self._finished(chunk, 0, 0, skipped=True)
 
     async def _one(self, chunk: _Chunk[Item]) -> None:
         """One chunk, to its end."""
         record = None
-        if self._ledger is not None:
-            record = self._ledger.record(chunk.number, self._size, len(chunk.items))
+        if self.ledger is not None:
+            record = self.ledger.record(chunk.number, self.size, len(chunk.items))
         told: set[int] = set()
         starts = 0
 
         async def step(scope: Scope) -> BatchResult[Item, Any]:
             nonlocal starts
             starts += 1
-            result = await to_operation(self._write(chunk.items)).step(scope)
+            result = await to_operation(self.write(chunk.items)).step(scope)
             self._check_limit(result)
             if record is not None:
                 # Where no item reached the server, the chunk's row must all the same.
@@ -382,7 +392,7 @@ class _Ingest(Generic[Item]):
 
         op = Operation(step, "ingest chunk")
         try:
-            result = await self._engine.run_recorded(op, record, retry=self._retry, resolve_commit=True)
+            result = await self.engine.run_recorded(op, record, retry=self.retry, resolve_commit=True)
         except asyncpg.UniqueViolationError as exc:
             if record is None or not record.is_duplicate(exc):
                 raise
@@ -395,11 +405,11 @@ class _Ingest(Generic[Item]):
         self._finished(chunk, result.written, len(result.failed), skipped=False)
 
     def _check_limit(self, result: BatchResult[Item, Any]) -> None:
-        if self._skip_limit is not None and self._tally.rejected + len(result.failed) > self._skip_limit:
-            raise SkipLimitExceeded(limit=self._skip_limit, failed=result.failed)
+        if self.skip_limit is not None and self.tally.rejected + len(result.failed) > self.skip_limit:
+            raise SkipLimitExceeded(limit=self.skip_limit, failed=result.failed)
 
     def _count(self, result: BatchResult[Item, Any], starts: int) -> None:
-        tally = self._tally
+        tally = self.tally
         tally.chunks += 1
         tally.read += result.total
         tally.written += result.written
@@ -410,7 +420,7 @@ class _Ingest(Generic[Item]):
         )
 
     async def _reject(self, chunk: _Chunk[Item], failed: Sequence[Failed[Item]]) -> None:
-        if self._rejects is None or not failed:
+        if self.rejects is None or not failed:
             return
         rejects = [
             Reject(
@@ -425,19 +435,19 @@ class _Ingest(Generic[Item]):
         ]
         rejects.sort(key=lambda reject: reject.index)
         # Their chunk may be committed already: a cancellation must not lose them.
-        with anyio.CancelScope(shield=self._ledger is None):
-            async with self._sink_lock:
-                await self._rejects.write(rejects)
+        with anyio.CancelScope(shield=self.ledger is None):
+            async with self.sink_lock:
+                await self.rejects.write(rejects)
 
     def _finished(self, chunk: _Chunk[Item], written: int, rejected: int, *, skipped: bool) -> None:
-        observer = self._engine.observer
+        observer = self.engine.observer
         if observer is not None:
             event = ChunkFinished(
                 chunk=chunk.number, read=len(chunk.items), written=written, rejected=rejected, skipped=skipped
             )
             notify(observer, event)
-        if self._progress is not None:
-            self._progress(self._tally.report())
+        if self.progress is not None:
+            self.progress(self.tally.report())
 
 
 def _sorted(chunk: _Chunk[Item], key: Callable[[Item], Any]) -> _Chunk[Item]:

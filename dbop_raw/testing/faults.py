@@ -25,7 +25,8 @@ class Fault:
     Attributes:
         action: ``cut`` closes both sides in good order (FIN). ``reset`` sends the client a RST and closes the
             server's side. ``hang`` lets nothing more through, in either direction, until ``heal()``; the
-            sockets stay open. ``delay`` holds back this direction for `seconds`.
+            sockets stay open (what ``delay_server`` had on its way by then still arrives). ``delay`` holds
+            back this direction for `seconds`.
         when: Asked about each message, in the order in which they pass, until the fault is used up.
         side: ``before``: the message does not reach the other side (with ``hang`` and ``delay``: not yet).
             ``after``: it was delivered in full, and then it happens.

@@ -160,10 +160,14 @@ class Line:
             # By timer, so that the next bytes are read meanwhile: late, not slow. Never two at one moment,
             # since the order of timers that are due together is not promised.
             self._last_due = max(loop.time() + delay, self._last_due + 1e-6)
-            loop.call_at(self._last_due, _write, writer, data)
+            loop.call_at(self._last_due, self._write_late, writer, data)
             return
         writer.write(data)
         await writer.drain()
+
+    def _write_late(self, writer: asyncio.StreamWriter, data: bytes) -> None:
+        if not self._dead and not writer.is_closing():
+            writer.write(data)
 
     async def _delivered(self, sender: Sender) -> None:
         """Wait until all that was sent is with the kernel, late bytes too."""
@@ -181,11 +185,6 @@ class Line:
             # Linger for no time: close() then sends a RST.
             raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         writer.transport.abort()
-
-
-def _write(writer: asyncio.StreamWriter, data: bytes) -> None:
-    if not writer.is_closing():
-        writer.write(data)
 
 
 def _half_close(writer: asyncio.StreamWriter) -> None:

@@ -7,13 +7,15 @@ import hashlib
 import socket
 import struct
 from collections.abc import AsyncIterator, Iterator
+from typing import cast
 
 import asyncpg
 import pytest
 
 from dbop_raw.testing import Fault, FaultProxy, Message, Server, message, nth, postgres, query
+from dbop_raw.testing.line import Line
 from dbop_raw.testing.server import run_sql
-from dbop_raw.testing.wire import ClientFramer, ServerFramer
+from dbop_raw.testing.wire import ClientFramer, Frame, Sender, ServerFramer
 
 pytestmark = pytest.mark.anyio
 
@@ -148,6 +150,29 @@ class TestCounting:
         await connection.execute("SELECT 1")
         assert proxy.round_trips == 2
 
+    @pytest.mark.parametrize(
+        ("traffic", "expected"),
+        [
+            ("c:Q s:C s:Z", 1),
+            ("c:P c:D c:H s:1 s:T c:B c:E c:S s:2 s:C s:Z", 2),
+            ("c:P c:B c:E c:H s:1 s:2 s:G c:d c:d c:c c:S s:C s:Z", 1),  # a COPY with its data
+            ("c:Q c:d s:G c:d c:c s:C s:Z c:Q s:C s:Z", 2),
+            ("c:Q s:G c:d s:E s:Z c:d c:c c:Q s:C s:Z", 2),  # it failed while data was still on its way
+            ("s:N s:A s:S c:X", 0),
+            ("c:P s:N c:S s:1 s:Z", 1),  # a notice between two halves of a question is no answer
+            ("c:Q s:A s:C s:Z", 1),
+        ],
+    )
+    async def test_a_turn_of_the_traffic_is_a_round_trip(self, traffic: str, expected: int) -> None:
+        proxy = FaultProxy("127.0.0.1", 1)
+        reader = asyncio.StreamReader()
+        line = Line(proxy, 1, reader, cast("asyncio.StreamWriter", None))
+        senders: dict[str, Sender] = {"c": "client", "s": "server"}
+        for part in f"c:startup s:R s:S s:K s:Z {traffic}".split():
+            sender, _, kind = part.partition(":")
+            line._note(senders[sender], Frame(kind, _message(b"?", b"\0\0"), 5))
+        assert proxy.round_trips == expected
+
     async def test_messages_are_shown_in_order(
         self, proxy: FaultProxy, connection: asyncpg.Connection
     ) -> None:
@@ -184,6 +209,20 @@ class TestTruth:
         assert [row["n"] for row in rows] == list(range(1, 20_001))
         assert loop.time() - start >= 0.1  # two round trips; a lower bound only
         assert await connection.fetchval("SELECT 5") == 5
+
+    async def test_late_bytes_of_a_line_that_was_cut_are_dropped(
+        self, proxy: FaultProxy, connection: asyncpg.Connection
+    ) -> None:
+        complaints: list[object] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
+        proxy.delay_server = 0.05
+        call = asyncio.ensure_future(connection.execute("SELECT 1"))
+        await _until(lambda: proxy.round_trips == 1)
+        proxy.drop_all("cut")
+        with pytest.raises(LOST):
+            await call
+        await asyncio.sleep(0.1)  # until they would have come
+        assert complaints == []
 
     async def test_a_cancel_request_goes_through(
         self, proxy: FaultProxy, connection: asyncpg.Connection
