@@ -226,7 +226,9 @@ def _commit_unknown(exc: DbopError) -> Verdict:
 
 
 def _transaction_aborted(exc: DbopError) -> Verdict:
-    return _made(exc, Repair.TRANSACTION, "COMMIT was answered with ROLLBACK: nothing was written")
+    return _made(
+        exc, Repair.NEVER, "COMMIT was answered with ROLLBACK: the body swallows an error, each time"
+    )
 
 
 def _rollback_failed(exc: DbopError) -> Verdict:

@@ -341,7 +341,7 @@ class Engine:
             await session.commit()
         except BaseException as exc:
             call.verdict = await self._failed(checkout, session, exc)
-            if session.check_at_commit and isinstance(exc, asyncpg.IntegrityConstraintViolationError):
+            if session.check_at_commit and call.verdict.item and isinstance(exc, Exception):
                 raise _CheckEarlier from exc
             if not isinstance(exc, CommitUnknown):
                 raise

@@ -64,7 +64,7 @@ class OperationTimeout(DbopError, TimeoutError):
         how = (
             "the server ended the statement, and the connection stays usable"
             if by_server
-            else "the client stopped waiting, and the connection is thrown away"
+            else "the client stopped waiting, for the server did not end it"
         )
         super().__init__(
             f"not done within {seconds:g} s: {how}; allow more time, or look for a slow statement or a lock"

@@ -447,7 +447,7 @@ def operation(function: Callable[Concatenate[Any, P], Awaitable[T]]) -> Callable
         return Operation(step, name)
 
     # wraps() copies the signature with `conn`; what is called has none.
-    del make.__wrapped__  # type: ignore[attr-defined]
+    del make.__wrapped__
     make.__signature__ = signature.replace(parameters=list(signature.parameters.values())[1:])  # type: ignore[attr-defined]
     return make
 
@@ -481,7 +481,7 @@ def pipe(op: AnyOperation[T], *wrappers: Wrapper) -> Operation[T]:
 
 
 def chain(*wrappers: Wrapper) -> Chain:
-    """Name wrappers once and use them again: `pipe(op, chain(a, b))` is `pipe(op, a, b)`."""
+    """Name a list of wrappers, to use it again; it is applied as `pipe` applies them."""
     for wrapper in wrappers:
         if not callable(wrapper):
             message = f"{wrapper!r} is not a wrapper: use timeout(…), retry(…), savepoint, or chain(…)"

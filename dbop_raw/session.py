@@ -222,6 +222,8 @@ def _refused(exc: BaseException) -> bool:
     An ERROR of the server is: it aborts the transaction. FATAL and PANIC are not: the session may have been
     ended while it waited for a standby, after the commit. An `InterfaceError` says that nothing was sent.
     """
-    if isinstance(exc, asyncpg.PostgresError):
-        return exc.severity_en == "ERROR" and exc.sqlstate not in _OUTCOME_UNKNOWN
+    sqlstate = getattr(exc, "sqlstate", None)
+    if sqlstate is not None:
+        # Not by class: asyncpg makes a warning's class of an ERROR with a code of class 01 or 02.
+        return getattr(exc, "severity_en", None) == "ERROR" and sqlstate not in _OUTCOME_UNKNOWN
     return isinstance(exc, asyncpg.InterfaceError)

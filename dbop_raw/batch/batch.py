@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 import anyio
-import asyncpg
 
 from dbop_raw import sql
 from dbop_raw.batch.inserver import Unsupported
@@ -223,7 +222,7 @@ class _Writing(Generic[Item, R]):
         scope.push(sql.CHECK_DEFERRED)
         try:
             await scope.flush()
-        except asyncpg.PostgresError as exc:
+        except Exception as exc:
             if not scope.verdict(exc).item:
                 raise
             return False

@@ -41,8 +41,8 @@ _LARGE = 64
 # The first time that the server is to try row by row, it is given so many at the most: it may turn out to be
 # dear.
 _TRIAL = 256
-# A price that was not paid for a while is believed less and less, by this factor for each time that it was too
-# high: the first measurement may have had one-off costs in it, and a server may change.
+# A price that was not paid for a while is believed less and less, by this factor for each time that it was
+# too high: the first measurement may have had one-off costs in it, and a server may change.
 _FADE = 0.98
 # A clean batch opens at most so many spans: PostgreSQL caches 64 subtransactions of a backend, and RELEASE
 # gives none back.

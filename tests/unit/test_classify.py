@@ -231,7 +231,7 @@ OURS: list[tuple[DbopError, Repair, bool, bool]] = [
     (PolicyError("x"), N, False, False),
     (TransactionMisuse("x"), N, False, False),
     (CommitUnknown(), U, True, False),
-    (TransactionAborted(), T, False, False),
+    (TransactionAborted(), N, False, False),
     (RollbackFailed(original=None, rollback_error=OSError()), C, True, False),
 ]
 
