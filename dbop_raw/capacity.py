@@ -20,7 +20,7 @@ import asyncpg
 from dbop_raw import events
 from dbop_raw.errors import AcquireTimeout, EngineClosed, EngineOverloaded, PolicyError
 from dbop_raw.events import Event, Observer
-from dbop_raw.operation import CLEANUP_SECONDS, GRACE_SECONDS, Connection
+from dbop_raw.operation import CLEANUP_SECONDS, GRACE_SECONDS, Connection, discard, is_gone
 from dbop_raw.policy import positive_seconds
 from dbop_raw.sqlstate import Repair, Verdict
 from dbop_raw.stats import Counters, EngineStats
@@ -160,11 +160,11 @@ class Capacity:
         """Release after an error: a `lost` connection is thrown away, and a lost primary expires the pool."""
         if verdict.sqlstate in _PRIMARY_LOST and verdict.repair is Repair.CONNECTION:
             await self._expire(checkout, verdict)
-        if lost or checkout.conn.is_closed():
+        if lost or is_gone(checkout.conn):
             self.counters.evicted += 1
             if self._observer is not None:
                 self._emit(events.Evicted(sqlstate=verdict.sqlstate, condition=verdict.condition))
-            checkout.conn.terminate()
+            discard(checkout.conn)
         await self.release(checkout, until)
 
     async def _expire(self, checkout: Checkout, verdict: Verdict) -> None:
@@ -213,8 +213,8 @@ class Capacity:
         with anyio.move_on_after(seconds):
             await self._drained.wait()
         clean = not self._held
-        for checkout in self._held:
-            checkout.conn.terminate()
+        for checkout in list(self._held):
+            discard(checkout.conn)
         return clean
 
     def stats(self) -> EngineStats:

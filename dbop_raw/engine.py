@@ -21,7 +21,14 @@ from dbop_raw.classify import classify
 from dbop_raw.commit import CommitTokens, NotCommitted, Outcome, Record, XidRecord, settle
 from dbop_raw.errors import CommitUnknown, DbopError, OperationTimeout, PolicyError, RollbackFailed
 from dbop_raw.events import Event, Observer
-from dbop_raw.operation import CLEANUP_SECONDS, AnyOperation, Connection, Operation, to_operation
+from dbop_raw.operation import (
+    CLEANUP_SECONDS,
+    AnyOperation,
+    Connection,
+    Operation,
+    is_gone,
+    to_operation,
+)
 from dbop_raw.policy import RetryBudget, RetryPolicy, Tries, positive_seconds
 from dbop_raw.retry import Retrying, check_policy
 from dbop_raw.session import Session
@@ -514,7 +521,7 @@ class Engine:
         try:
             result = await getattr(checkout.conn, method)(*args, **kwargs)
         except BaseException as exc:
-            verdict = classify(exc, overrides=self._overrides, closed=checkout.conn.is_closed())
+            verdict = classify(exc, overrides=self._overrides, closed=is_gone(checkout.conn))
             await self._capacity.give_back(
                 checkout, verdict, lost=isinstance(exc, Exception) and verdict.evict
             )

@@ -8,6 +8,7 @@ next, and what COMMIT does anyway (releasing savepoints, ending SET LOCAL) is ne
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 from collections.abc import Awaitable, Callable, Mapping
@@ -33,6 +34,8 @@ __all__ = [
     "Scope",
     "Wrapper",
     "chain",
+    "discard",
+    "is_gone",
     "name_of",
     "operation",
     "pipe",
@@ -59,6 +62,20 @@ GRACE_SECONDS = 0.2
 # transaction that body runs in. A scope holds its connection, so an id here can't be taken over by another
 # object.
 _scopes: dict[int, Scope] = {}
+
+
+def is_gone(conn: Connection) -> bool:
+    """Is the connection closed? A pool's proxy can't even be asked once the pool has taken a lost one back."""
+    try:
+        return bool(conn.is_closed())
+    except asyncpg.InterfaceError:
+        return True
+
+
+def discard(conn: Connection) -> None:
+    """Throw the connection away, at once; nothing where that has happened already."""
+    with contextlib.suppress(asyncpg.InterfaceError):
+        conn.terminate()
 
 
 class Scope:
@@ -132,7 +149,7 @@ class Scope:
 
     def verdict(self, exc: BaseException) -> Verdict:
         """`classify` with this engine's own rows, and with what the connection's state adds."""
-        verdict = classify(exc, overrides=self.overrides, closed=self.conn.is_closed())
+        verdict = classify(exc, overrides=self.overrides, closed=is_gone(self.conn))
         if self.readonly and verdict.sqlstate == "25006":
             # The caller asked for READ ONLY and wrote all the same: no fail-over, and no other server would
             # let it.
@@ -227,19 +244,19 @@ class Scope:
 
         A connection that can't be cleaned is thrown away, and `RollbackFailed` is raised with both causes.
         """
-        if not self._pending or self.conn.is_closed():
+        if not self._pending or is_gone(self.conn):
             return
         try:
             with anyio.CancelScope(shield=True, deadline=anyio.current_time() + seconds) as limit:
                 await self.flush()
         except Exception as exc:  # noqa: BLE001 - whatever it is, the connection is in doubt
-            self.conn.terminate()
+            discard(self.conn)
             raise RollbackFailed(original=original, rollback_error=exc) from original
         except BaseException:
-            self.conn.terminate()
+            discard(self.conn)
             raise
         if limit.cancelled_caught:
-            self.conn.terminate()
+            discard(self.conn)
             failure = TimeoutError(f"the server did not answer ROLLBACK TO within {seconds} s")
             raise RollbackFailed(original=original, rollback_error=failure) from original
 

@@ -21,13 +21,17 @@ _LARGEST_EXPONENT = 1000
 
 def positive_seconds(name: str, value: float) -> float:
     """Return `value` as a float of seconds, or raise `PolicyError` when it is not a finite number above 0."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        message = f"{name}={value!r} is not a number: give seconds, for example {name}=1.5"
-        raise PolicyError(message)
+    _number(name, value)
     if not (math.isfinite(value) and value > 0):
         message = f"{name}={value!r} is not allowed: give finite seconds greater than 0"
         raise PolicyError(message)
     return float(value)
+
+
+def _number(name: str, value: float) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        message = f"{name}={value!r} is not a number: give one, for example {name}=1.5"
+        raise PolicyError(message)
 
 
 def _whole_number(name: str, value: int, least: int) -> None:
@@ -66,6 +70,7 @@ class RetryPolicy:
                 f"max_delay={self.max_delay!r} is below first_delay={self.first_delay!r}: give at least that"
             )
             raise PolicyError(message)
+        _number("factor", self.factor)
         if not (math.isfinite(self.factor) and self.factor >= 1):
             message = f"factor={self.factor!r} is not allowed: give a finite number of at least 1"
             raise PolicyError(message)
@@ -120,6 +125,7 @@ class RetryBudget:
     def __post_init__(self) -> None:
         positive_seconds("capacity", self.capacity)
         for name, value in (("per_call", self.per_call), ("per_second", self.per_second)):
+            _number(name, value)
             if not (math.isfinite(value) and value >= 0):
                 message = f"{name}={value!r} is not allowed: give a finite number of at least 0"
                 raise PolicyError(message)

@@ -27,6 +27,8 @@ from dbop_raw.operation import (
     Connection,
     Operation,
     Scope,
+    discard,
+    is_gone,
     register,
     unregister,
 )
@@ -126,7 +128,7 @@ class Session(Scope):
         """
         begun = self.begun
         self.drop_pending()
-        if not begun or self.conn.is_closed():
+        if not begun or is_gone(self.conn):
             return
         now = anyio.current_time()
         # A statement that outlived the timeout its server was given: the server hangs, so don't wait for it
@@ -142,13 +144,13 @@ class Session(Scope):
         except Exception as exc:  # noqa: BLE001 - whatever it is, the connection is in doubt
             failure = exc
         except BaseException:
-            self.conn.terminate()
+            discard(self.conn)
             raise
         if limit.cancelled_caught:
             failure = TimeoutError(f"the server did not answer ROLLBACK within {bound - now:.3g} s")
         if failure is None:
             return
-        self.conn.terminate()
+        discard(self.conn)
         if isinstance(original, Exception) and not isinstance(original, OperationTimeout):
             raise RollbackFailed(original=original, rollback_error=failure) from original
 
@@ -194,11 +196,11 @@ class Session(Scope):
                 await asyncio.wait({answer}, timeout=seconds)
         except asyncio.CancelledError:
             # Cancelled twice: whoever does that wants out now, and the connection can't be kept.
-            self.conn.terminate()
+            discard(self.conn)
 
     async def _give_up(self, answer: asyncio.Future[str]) -> None:
         """No answer came: the connection is worthless, and the outcome unknown."""
-        self.conn.terminate()
+        discard(self.conn)
         with anyio.CancelScope(shield=True):
             await asyncio.wait({answer}, timeout=GRACE_SECONDS)
         answer.cancel()

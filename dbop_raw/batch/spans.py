@@ -302,7 +302,9 @@ class Spans:
         """Try the span again: it failed for a passing reason. What is before `culprit` is made safe first."""
         span = self._take()
         self._settle_right(clean=False)
-        self._split(span, span.lo if culprit is None else culprit, span.lo if culprit is None else culprit)
+        if culprit is None or not span.lo <= culprit < span.hi:
+            culprit = span.lo
+        self._split(span, culprit, culprit)
 
     def _split(self, span: _Span, end: int, start: int) -> None:
         if start < span.hi:

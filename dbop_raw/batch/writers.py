@@ -19,7 +19,7 @@ import asyncpg
 from dbop_raw import sql
 from dbop_raw.batch.inserver import Column, InServer, Tried
 from dbop_raw.errors import PolicyError
-from dbop_raw.operation import AnyOperation, Scope, name_of, to_operation
+from dbop_raw.operation import AnyOperation, Scope, is_gone, name_of, to_operation
 
 __all__ = [
     "CopyInto",
@@ -150,7 +150,7 @@ def _consumed(rows: Sequence[Any], left: Iterator[Any]) -> int:
 
 
 def _client_side(exc: Exception, scope: Scope) -> bool:
-    return not isinstance(exc, (asyncpg.PostgresError, OSError, TimeoutError)) and not scope.conn.is_closed()
+    return not isinstance(exc, (asyncpg.PostgresError, OSError, TimeoutError)) and not is_gone(scope.conn)
 
 
 @dataclass(frozen=True, slots=True)
