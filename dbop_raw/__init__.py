@@ -31,6 +31,7 @@ from dbop_raw.policy import RetryBudget, RetryPolicy
 from dbop_raw.rejects import JsonlRejects, Reject, RejectSink
 from dbop_raw.retry import retry
 from dbop_raw.savepoint import savepoint
+from dbop_raw.sizing import PoolAdvice, pool_advice
 from dbop_raw.sqlstate import Repair, Rule, Verdict
 from dbop_raw.stats import EngineStats
 from dbop_raw.timeout import timeout
@@ -55,6 +56,7 @@ __all__ = [
     "Operation",
     "OperationTimeout",
     "PolicyError",
+    "PoolAdvice",
     "Reject",
     "RejectSink",
     "Repair",
@@ -77,6 +79,7 @@ __all__ = [
     "ingest",
     "operation",
     "pipe",
+    "pool_advice",
     "retry",
     "savepoint",
     "timeout",

@@ -24,6 +24,7 @@ from dbop_raw.operation import CLEANUP_SECONDS, GRACE_SECONDS, Connection, disca
 from dbop_raw.policy import positive_seconds
 from dbop_raw.sqlstate import Repair, Verdict
 from dbop_raw.stats import Counters, EngineStats
+from dbop_raw.underway import Underway, now
 
 __all__ = ["Capacity", "Checkout"]
 
@@ -82,7 +83,10 @@ class Capacity:
         # Counts the expiries: a connection from before one does not cause the next.
         self._generation = 0
         self._closed = False
-        self._drained: asyncio.Event | None = None
+        # The time to drain is over: who still waited for a connection gets none any more.
+        self._cut = False
+        # Set each time that a call ends, or stops waiting, while close() waits for them.
+        self._ended: asyncio.Event | None = None
 
     def __repr__(self) -> str:
         """The numbers that matter; never a DSN."""
@@ -98,24 +102,37 @@ class Capacity:
             raise EngineClosed
         if shed and self._max_waiting is not None:
             self._shed_if_full(self._max_waiting)
-        started = anyio.current_time()
+        started = now()
         self.counters.waiting += 1
         try:
-            with anyio.CancelScope(deadline=started + self._acquire_timeout) as limit:
-                conn = await self._pool.acquire()
+            conn = await self._conn_by(started + self._acquire_timeout)
         finally:
             self.counters.waiting -= 1
-        now = anyio.current_time()
-        if limit.cancelled_caught:
-            raise self._timed_out(now - started)
-        self.counters.acquired(now - started)
+            if self._ended is not None:
+                self._ended.set()
+        since = now()
+        if conn is None:
+            raise self._timed_out(since - started)
+        if self._cut:
+            await self.release(Checkout(conn, self._generation, since))
+            raise EngineClosed
+        self.counters.acquired(since - started)
         if self._observer is not None:
-            self._emit(events.Acquired(waited=now - started))
-        checkout = Checkout(conn, self._generation, now)
+            self._emit(events.Acquired(waited=since - started))
+        checkout = Checkout(conn, self._generation, since)
         if self._leak_after is not None:
             self._watch(checkout, self._leak_after)
         self._held.add(checkout)
         return checkout
+
+    async def _conn_by(self, deadline: float) -> Connection | None:
+        """A connection of the pool; None when none came in time. One that is free costs no timer."""
+        taking: Underway[Connection] = Underway(self._pool.acquire())
+        if taking.done:
+            return taking.result()
+        with anyio.CancelScope(deadline=deadline):
+            return await taking
+        return None
 
     def _shed_if_full(self, max_waiting: int) -> None:
         """Refuse the call when connections in use and calls on their way fill both the pool and the queue."""
@@ -185,8 +202,8 @@ class Capacity:
 
         What can't be reset is thrown away by the pool, and is no error of the caller's.
         """
-        now = anyio.current_time()
-        seconds = min(CLEANUP_SECONDS, max(0.0, until - now) + GRACE_SECONDS)
+        ended = now()
+        seconds = min(CLEANUP_SECONDS, max(0.0, until - ended) + GRACE_SECONDS)
         try:
             with anyio.CancelScope(shield=True):
                 await self._pool.release(checkout.conn, timeout=seconds)
@@ -195,24 +212,25 @@ class Capacity:
         finally:
             if checkout.timer is not None:
                 checkout.timer.cancel()
-            self.counters.held_seconds += now - checkout.since
+            self.counters.held_seconds += ended - checkout.since
             self._held.discard(checkout)
-            if self._drained is not None and not self._held:
-                self._drained.set()
+            if self._ended is not None:
+                self._ended.set()
 
     async def drain(self, seconds: float) -> bool:
-        """Refuse new calls, wait for those that run, then throw away the connections that are still held.
+        """Refuse new calls, wait for those that run or wait, then throw away the connections still held.
 
         True when there were none.
         """
         self._closed = True
-        if not self._held:
-            return True
-        if self._drained is None:
-            self._drained = asyncio.Event()
+        if self._ended is None:
+            self._ended = asyncio.Event()
         with anyio.move_on_after(seconds):
-            await self._drained.wait()
-        clean = not self._held
+            while self._held or self.counters.waiting:
+                self._ended.clear()
+                await self._ended.wait()
+        clean = not (self._held or self.counters.waiting)
+        self._cut = True
         for checkout in list(self._held):
             discard(checkout.conn)
         return clean

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ssl
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import TypeAlias
+from typing import TypeAlias, TypeGuard
 
 import asyncpg
 from asyncpg import exceptions as driver
@@ -82,18 +82,23 @@ def _of_server(exc: _ServerError, overrides: Mapping[str, Rule] | None) -> Verdi
     # PgBouncer sends only the field that a server would translate, and doesn't translate it.
     severity = exc.severity_en or exc.severity
     cause = exc.__cause__
-    if (
-        isinstance(exc, asyncpg.ConnectionDoesNotExistError)
-        and severity is None
-        and isinstance(cause, asyncpg.PostgresError)
-    ):
-        # The line was lost in the middle of a command, and these were the server's last words on it: they
-        # end the session, whatever severity they came with.
+    if isinstance(exc, asyncpg.ConnectionDoesNotExistError) and severity is None and _ended_by(cause):
         return verdict_of(cause.sqlstate, severity="FATAL", overrides=overrides)
     verdict = verdict_of(code, severity=severity, overrides=overrides)
     if overrides and (code in overrides or (code or "")[:2] in overrides):
         return verdict
     return _by_routine(exc, verdict)
+
+
+def _ended_by(cause: BaseException | None) -> TypeGuard[asyncpg.PostgresError]:
+    """Was `cause`, the server's last words on a line that was lost in the middle of a command, its end?
+
+    An ERROR was not, unless a pooler sent it (its class is 08): the line was lost after it, and that is what
+    happened.
+    """
+    if not isinstance(cause, asyncpg.PostgresError):
+        return False
+    return (cause.severity_en or cause.severity) in {"FATAL", "PANIC"} or (cause.sqlstate or "")[:2] == "08"
 
 
 def _by_routine(exc: _ServerError, verdict: Verdict) -> Verdict:
@@ -150,6 +155,9 @@ def _of_interface(
 # asyncpg changes costs only the finer verdict; a test holds them against the driver.
 _CLOSED_CHECKS = frozenset({"_check_open"})
 _BINDING = "_encode_bind_msg"
+# Here the driver begins a command. It refuses when the server's last word (57P01, say) is here already, and
+# the end of the line, which closes the connection, is not.
+_NEXT_COMMAND = "_set_state"
 
 
 def _raised_in(exc: BaseException) -> str | None:
@@ -170,6 +178,13 @@ def _inside_driver(exc: asyncpg.InternalClientError) -> Verdict:
             exc,
             Repair.CONNECTION,
             "no server is what the DSN asks for, a primary say: one may become it soon",
+        )
+    if _raised_in(exc) == _NEXT_COMMAND:
+        return _made(
+            exc,
+            Repair.CONNECTION,
+            "the server had ended the session between two commands: nothing was sent",
+            evict=True,
         )
     return _made(
         exc,

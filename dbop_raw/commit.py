@@ -266,8 +266,11 @@ async def _ask(
         verdict = classify(exc, overrides=overrides)
         if checkout is not None:
             await capacity.give_back(checkout, verdict, lost=True, until=until)
-        if not isinstance(exc, Exception) or isinstance(exc, EngineClosed):
+        if not isinstance(exc, Exception):
             raise
+        if isinstance(exc, EngineClosed):
+            # Not raised: it says that nothing was sent, but a COMMIT was.
+            return Outcome.UNKNOWN
         # A permanent ERROR of the server (no such table, no such privilege) will not go away; all else may.
         permanent = (
             isinstance(exc, asyncpg.PostgresError) and verdict.repair is Repair.NEVER and not verdict.evict

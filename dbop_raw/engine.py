@@ -19,7 +19,14 @@ from dbop_raw import events, sql
 from dbop_raw.capacity import Capacity, Checkout
 from dbop_raw.classify import classify
 from dbop_raw.commit import CommitTokens, NotCommitted, Outcome, Record, XidRecord, settle
-from dbop_raw.errors import CommitUnknown, DbopError, OperationTimeout, PolicyError, RollbackFailed
+from dbop_raw.errors import (
+    CommitUnknown,
+    DbopError,
+    OperationTimeout,
+    PolicyError,
+    RetriesExhausted,
+    RollbackFailed,
+)
 from dbop_raw.events import Event, Observer
 from dbop_raw.operation import (
     CLEANUP_SECONDS,
@@ -35,6 +42,7 @@ from dbop_raw.session import Session
 from dbop_raw.sqlstate import Repair, Rule, Verdict, normalise_overrides
 from dbop_raw.stats import EngineStats
 from dbop_raw.timeout import ended_by_server, limits_within
+from dbop_raw.underway import now
 
 __all__ = ["Engine"]
 
@@ -42,6 +50,11 @@ T = TypeVar("T")
 
 # A COMMIT in doubt is looked up for so long (seconds), or until the run's deadline.
 _SETTLE_SECONDS = 15.0
+# A COMMIT that can be looked up counts as in doubt when its answer is not here after so long (seconds): the line
+# hangs. Without a deadline only; with one, half of the time left is for the look-up.
+_ANSWER_SECONDS = 30.0
+# A scope with a deadline has its price, also where the deadline is never.
+_NO_LIMIT = contextlib.nullcontext()
 # Without a policy, a run whose COMMIT was found lost starts again so often: nobody asked for a retry, but for
 # the outcome.
 _RERUN = RetryPolicy(attempts=3)
@@ -60,6 +73,10 @@ class _Call:
     record: Record | None
     tries: Tries
     nodes: dict[object, Tries] = field(default_factory=dict)
+    limit: float | None = None
+    """Seconds for all tries together: of a timeout around the retry whose policy is this run's."""
+    total: float = math.inf
+    """The event loop's time at which that limit is over, for the tries after the first."""
     careful: bool = False
     """Check deferred constraints early: COMMIT has refused them once."""
     verdict: Verdict | None = None
@@ -69,6 +86,27 @@ class _Call:
         """How often the body has started, at whatever level."""
         inner = self.nodes.get(self.op.key)
         return self.tries.started if inner is None else max(self.tries.started, inner.started)
+
+
+_NOT_COMMITTED = Verdict(
+    None,
+    NotCommitted.__name__,
+    Repair.TRANSACTION,
+    evict=False,
+    item=False,
+    reason="a COMMIT in doubt was looked up: nothing is committed, and nothing can be",
+)
+
+# Errors whose cause is an option of the pool: their verdict's reason names it.
+_EXPLAINED = frozenset({"26000", "42P05"})
+
+
+def _explain(exc: BaseException, verdict: Verdict) -> None:
+    """Put the verdict's reason under an error that looks like the statement's and is the pool's."""
+    if verdict.sqlstate in _EXPLAINED:
+        note = f"dbop_raw: {verdict.reason}"
+        if note not in getattr(exc, "__notes__", ()):
+            exc.add_note(note)
 
 
 class _DeadlineOver(DbopError):
@@ -247,16 +285,17 @@ class Engine:
             )
             raise PolicyError(message)
         begin = sql.begin(isolation, readonly=readonly, deferrable=deferrable)
-        now = anyio.current_time()
+        started = now()
         call = _Call(
             op=op,
             begin=None if autocommit else begin,
             readonly=readonly,
             deadline=deadline,
-            until=math.inf if deadline is None else now + positive_seconds("deadline", deadline),
+            until=math.inf if deadline is None else started + positive_seconds("deadline", deadline),
             resolve=resolve_commit and not readonly,
             record=record,
-            tries=Tries(since=now),
+            tries=Tries(since=started),
+            limit=op.limit if retry is None else None,
         )
         if self._budget is not None:
             self._budget.deposit()
@@ -271,7 +310,8 @@ class Engine:
             try:
                 result = await self._once(call)
             except _DeadlineOver as over:
-                raise OperationTimeout(seconds=call.deadline or 0.0, by_server=over.by_server) from (
+                seconds = call.limit if call.total < call.until else call.deadline
+                raise OperationTimeout(seconds=seconds or 0.0, by_server=over.by_server) from (
                     over.__cause__ or last
                 )
             except _CheckEarlier:
@@ -299,20 +339,27 @@ class Engine:
         verdict = self._run_verdict(call, exc)
         if policy is None and isinstance(exc, NotCommitted):
             policy = _RERUN
-        if policy is None or not verdict.transient:
+        over = isinstance(exc, OperationTimeout) and exc.seconds == call.limit
+        if policy is None or not verdict.transient or over:
             raise exc
         call.tries.started = call.started()
         retrying = Retrying(
             call.op.name, policy, self._budget, None if self._observer is None else self._emit
         )
-        deadline = min(call.until, anyio.current_effective_deadline())
-        return retrying.delay(call.tries, exc, verdict, "transaction", deadline)
+        deadline = min(call.until, call.total, anyio.current_effective_deadline())
+        try:
+            return retrying.delay(call.tries, exc, verdict, "transaction", deadline)
+        except RetriesExhausted as gave_up:
+            _explain(gave_up, verdict)
+            raise
 
     def _run_verdict(self, call: _Call, exc: Exception) -> Verdict:
         """The verdict, with what this level knows of where the error came from."""
-        if isinstance(exc, RollbackFailed) and isinstance(exc.original, Exception):
+        if isinstance(exc, RollbackFailed) and not exc.savepoint and isinstance(exc.original, Exception):
             # The connection is gone and the transaction with it; what counts is why it was rolled back.
             return classify(exc.original, overrides=self._overrides)
+        if isinstance(exc, NotCommitted):
+            return _NOT_COMMITTED
         verdict = call.verdict or classify(exc, overrides=self._overrides)
         if isinstance(exc, CommitUnknown):
             return verdict
@@ -329,9 +376,13 @@ class Engine:
     async def _once(self, call: _Call) -> Any:
         """One try: acquire, body, COMMIT, release."""
         record = self._record_for(call)
-        with anyio.CancelScope(deadline=call.until) as limit:
+        until = min(call.until, call.total)
+        limit = None if math.isinf(until) else anyio.CancelScope(deadline=until)
+        with limit or _NO_LIMIT:
             checkout = await self._capacity.acquire()
             session = self._session(call, checkout.conn, record)
+            if call.limit is not None and math.isinf(call.total):
+                call.total = anyio.current_time() + call.limit
             try:
                 result = await self._body(call, session)
             except BaseException as exc:
@@ -339,13 +390,13 @@ class Engine:
                 if call.begin is None and not call.readonly and call.verdict.repair is Repair.UNKNOWN:
                     raise CommitUnknown from exc
                 raise
-        if limit.cancelled_caught:
+        if limit is not None and limit.cancelled_caught:
             raise _DeadlineOver(by_server=False)
         # Outside of the deadline's scope: once COMMIT is sent, its answer counts, not the time.
         if record is not None and session.begun:
             record.capture(checkout.conn)
         try:
-            await session.commit()
+            await session.commit(looked_up_after=None if record is None else _ANSWER_SECONDS)
         except BaseException as exc:
             call.verdict = await self._failed(checkout, session, exc)
             if session.check_at_commit and call.verdict.item and isinstance(exc, Exception):
@@ -386,11 +437,13 @@ class Engine:
             readonly=call.readonly,
         )
         session.careful = call.careful
+        session.total = call.total
         return session
 
     async def _failed(self, checkout: Checkout, session: Session, exc: BaseException) -> Verdict:
         """Give the connection back after an error, or throw it away where the verdict says so."""
         verdict = session.verdict(exc)
+        _explain(exc, verdict)
         self._counters.retries += session.retries
         if self._observer is not None:
             self._emit(
@@ -472,13 +525,22 @@ class Engine:
                 budget=self._budget,
                 readonly=readonly,
             )
+            started = anyio.current_time()
             if deadline is not None:
-                session.want = limits_within(until - anyio.current_time(), None, None)
+                session.want = limits_within(until - started, None, None)
+            limits = session.want
             try:
                 async with session.entered():
                     yield checkout.conn
             except BaseException as exc:
                 await self._failed(checkout, session, exc)
+                if (
+                    deadline is not None
+                    and limits is not None
+                    and isinstance(exc, asyncpg.QueryCanceledError)
+                    and ended_by_server(started, limits)
+                ):
+                    raise OperationTimeout(seconds=deadline, by_server=True) from exc
                 raise
         if limit.cancelled_caught:
             raise OperationTimeout(seconds=deadline or 0.0, by_server=False)
@@ -522,6 +584,7 @@ class Engine:
             result = await getattr(checkout.conn, method)(*args, **kwargs)
         except BaseException as exc:
             verdict = classify(exc, overrides=self._overrides, closed=is_gone(checkout.conn))
+            _explain(exc, verdict)
             await self._capacity.give_back(
                 checkout, verdict, lost=isinstance(exc, Exception) and verdict.evict
             )

@@ -193,8 +193,13 @@ class TransactionMisuse(DbopError):
 class RollbackFailed(DbopError):
     """A rollback failed or took too long, so the connection was thrown away; the server undoes the rest."""
 
-    def __init__(self, *, original: BaseException | None, rollback_error: BaseException) -> None:
-        """`original` made us roll back; `rollback_error` is what the rollback met."""
+    def __init__(
+        self, *, original: BaseException | None, rollback_error: BaseException, savepoint: bool = False
+    ) -> None:
+        """`original` made us roll back; `rollback_error` is what the rollback met.
+
+        `savepoint`: it was a rollback to a savepoint, inside of a transaction that might have gone on.
+        """
         why = "" if original is None else f" after {type(original).__name__}"
         super().__init__(
             f"the rollback{why} failed with {type(rollback_error).__name__}: the connection was thrown away, "
@@ -204,6 +209,9 @@ class RollbackFailed(DbopError):
         """The error that made us roll back; None where the rollback was asked for."""
         self.rollback_error = rollback_error
         """The error of the rollback itself."""
+        self.savepoint = savepoint
+        """True: of a rollback to a savepoint. A body may catch `original` and go on, so the whole may be
+        tried again on another connection."""
 
 
 class SkipLimitExceeded(DbopError):

@@ -25,6 +25,7 @@ from dbop_raw.ledger import Ledger
 from dbop_raw.operation import Operation, Scope, to_operation
 from dbop_raw.policy import RetryPolicy, positive_seconds
 from dbop_raw.rejects import Reject, RejectSink
+from dbop_raw.session import Session
 
 __all__ = ["RETRY", "IngestReport", "ingest"]
 
@@ -377,9 +378,10 @@ class _Ingest(Generic[Item]):
             record = self.ledger.record(chunk.number, self.size, len(chunk.items))
         told: set[int] = set()
         starts = 0
+        last: tuple[Scope, BatchResult[Item, Any]] | None = None
 
         async def step(scope: Scope) -> BatchResult[Item, Any]:
-            nonlocal starts
+            nonlocal starts, last
             starts += 1
             result = await to_operation(self.write(chunk.items)).step(scope)
             self._check_limit(result)
@@ -388,6 +390,7 @@ class _Ingest(Generic[Item]):
                 await scope.flush()
                 await self._reject(chunk, [f for f in result.failed if f.index not in told])
                 told.update(failed.index for failed in result.failed)
+            last = scope, result
             return result
 
         op = Operation(step, "ingest chunk")
@@ -399,8 +402,19 @@ class _Ingest(Generic[Item]):
             # Another process with the same ledger was first, or our own COMMIT of a run before.
             self._skip(chunk)
             return
+        except asyncio.CancelledError:
+            if last is not None and isinstance(last[0], Session) and last[0].committed:
+                # The COMMIT was on its way, and came through: the chunk is in, and what it rejected must not
+                # be lost.
+                self.tally.in_flight -= 1
+                await self._settle(chunk, last[1], starts)
+            raise
+        await self._settle(chunk, result, starts)
+
+    async def _settle(self, chunk: _Chunk[Item], result: BatchResult[Item, Any], starts: int) -> None:
+        """A chunk is committed: count it, and keep its rejects."""
         self._count(result, starts)
-        if record is None:
+        if self.ledger is None:
             await self._reject(chunk, result.failed)
         self._finished(chunk, result.written, len(result.failed), skipped=False)
 

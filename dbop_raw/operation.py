@@ -11,8 +11,10 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
-from collections.abc import Awaitable, Callable, Mapping
+import math
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import CoroutineType
 from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeAlias, TypeVar
 
 import anyio
@@ -24,6 +26,7 @@ from dbop_raw.errors import RollbackFailed, TransactionMisuse
 from dbop_raw.events import Event, Observer, notify
 from dbop_raw.policy import RetryBudget, RetryPolicy, Tries
 from dbop_raw.sqlstate import Repair, Rule, Verdict
+from dbop_raw.underway import now
 
 __all__ = [
     "CLEANUP_SECONDS",
@@ -78,6 +81,17 @@ def discard(conn: Connection) -> None:
         conn.terminate()
 
 
+@dataclass(slots=True, eq=False)
+class _Mark:
+    """An open savepoint, and the limits that were in force when it was set: ROLLBACK TO undoes SET LOCAL."""
+
+    depth: int
+    in_force: sql.Limits | None
+    saved: bool
+    there: bool = True
+    """False: the server refused to set it, because the transaction had failed before."""
+
+
 class Scope:
     """The state of one connection in one transaction, as the combinators see it: not shared, not reused.
 
@@ -88,9 +102,12 @@ class Scope:
         "_in_force",
         "_marks",
         "_must_send",
+        "_opened",
         "_pending",
+        "_released",
         "_saved",
         "budget",
+        "calls",
         "careful",
         "check_at_commit",
         "conn",
@@ -99,8 +116,10 @@ class Scope:
         "overrides",
         "readonly",
         "retries",
+        "total",
         "transactional",
         "tries",
+        "until",
         "want",
     )
 
@@ -124,6 +143,8 @@ class Scope:
         # By the key of the retrying operation; one dict serves all tries of a run, so that its levels count
         # together.
         self.tries: dict[object, Tries] = {} if tries is None else tries
+        # How often each retrying operation was called in this transaction: a second call counts for itself.
+        self.calls: dict[object, int] = {}
         # Starts after the first, at any level inside this scope: for statistics.
         self.retries = 0
         # May more SQL follow in this transaction after the operation that runs now? If so, limits must be put
@@ -135,12 +156,19 @@ class Scope:
         self.careful = False
         # The limits that the next body is to run under; None: the session's own.
         self.want: sql.Limits | None = None
+        # The event loop's time at which the tightest timeout or deadline of ours runs out.
+        self.until = math.inf
+        # The same for a timeout around the retry whose policy the run has taken for its own: one for all
+        # its transactions.
+        self.total = math.inf
         self._in_force: sql.Limits | None = None
         self._saved = False
         self._pending: list[str] = []
         self._must_send = False
-        # What was in force at each open savepoint: ROLLBACK TO undoes SET LOCAL.
-        self._marks: list[tuple[sql.Limits | None, bool]] = []
+        self._marks: list[_Mark] = []
+        # What the SQL that waits opens and releases.
+        self._opened: list[_Mark] = []
+        self._released: list[_Mark] = []
 
     def emit(self, event: Event) -> None:
         """Tell the observer. Callers test `observer` first, so that no event is made for nobody."""
@@ -157,10 +185,17 @@ class Scope:
         return verdict
 
     def tries_of(self, key: object) -> Tries:
-        """How often the body of `key` has started in this run, whatever the level that started it."""
+        """How often the body of `key` has started in this run, whatever the level that started it.
+
+        One more call in the same transaction counts for itself; the same in the next transaction goes on.
+        """
+        call = self.calls.get(key, 0)
+        self.calls[key] = call + 1
+        if call:
+            key = (key, call)
         found = self.tries.get(key)
         if found is None:
-            found = self.tries[key] = Tries(since=anyio.current_time())
+            found = self.tries[key] = Tries(since=now())
         return found
 
     # --- control SQL: gathered here, sent by flush
@@ -181,19 +216,28 @@ class Scope:
 
     def savepoint(self) -> None:
         """Open a savepoint before the next body."""
-        self._pending.append(sql.SAVEPOINT)
-        self._marks.append((self._in_force, self._saved))
+        mark = _Mark(len(self._marks) + 1, self._in_force, self._saved)
+        self._pending.append(sql.savepoint(mark.depth))
+        self._marks.append(mark)
+        self._opened.append(mark)
 
     def rollback_to(self) -> None:
         """Undo all since the newest savepoint, which stays open."""
-        self._pending.append(sql.ROLLBACK_TO)
-        self._in_force, self._saved = self._marks[-1]
+        mark = self._marks[-1]
+        if mark.there:
+            self._back_to(mark)
+
+    def _back_to(self, mark: _Mark) -> None:
+        self._pending.append(sql.rollback_to(mark.depth))
+        self._in_force, self._saved = mark.in_force, mark.saved
         self._must_send = True
 
     def release(self) -> None:
         """Close the newest savepoint, and keep what was done since."""
-        self._pending.append(sql.RELEASE)
-        self._marks.pop()
+        mark = self._marks.pop()
+        if mark.there:
+            self._pending.append(sql.release(mark.depth))
+            self._released.append(mark)
 
     def abandon(self) -> None:
         """Undo all since the newest savepoint and close it: the depth is what it was before."""
@@ -203,6 +247,7 @@ class Scope:
     def drop_pending(self) -> None:
         """Forget what was not sent: the transaction is over, or never began."""
         self._pending.clear()
+        self._opened, self._released = [], []
         self._must_send = False
 
     def _limits(self) -> str:
@@ -210,7 +255,10 @@ class Scope:
         if want == have or not self.transactional:
             return ""
         statements = []
-        if have is None and self.continues and not self._saved:
+        began = want is not None and any(
+            w is not None and (have is None or have[n] is None) for n, w in enumerate(want)
+        )
+        if began and self.continues and not self._saved:
             statements.append(sql.save_limits())
             self._saved = True
         lowered = have is not None and (
@@ -235,30 +283,55 @@ class Scope:
     async def flush(self) -> None:
         """Send what has gathered, in one round trip; none where nothing has."""
         if self._pending or self.want != self._in_force:
+            opened, released = self._opened, self._released
             message = self.take()
             if message:
-                await self.conn.execute(message)
+                try:
+                    await self.conn.execute(message)
+                except asyncpg.InFailedSQLTransactionError:
+                    self._nothing_done(opened, released)
+                    raise
+
+    def _nothing_done(self, opened: Sequence[_Mark], released: Sequence[_Mark]) -> None:
+        """A body swallowed an error, so the server refused a message from its first word on.
+
+        What the message was to open is not there, and what it was to release is: that is undone instead.
+        """
+        for mark in opened:
+            mark.there = False
+        kept = [mark for mark in released if mark.there]
+        if kept:
+            outermost = min(kept, key=lambda mark: mark.depth)
+            self._back_to(outermost)
+            self._pending.append(sql.release(outermost.depth))
 
     async def repair(self, original: BaseException, seconds: float = CLEANUP_SECONDS) -> None:
         """Send what makes the transaction usable again after `original`: shielded, at most `seconds`.
 
-        A connection that can't be cleaned is thrown away, and `RollbackFailed` is raised with both causes.
+        Nor longer than `GRACE_SECONDS` after the tightest timeout or deadline of ours. A connection that
+        can't be cleaned is thrown away, and `RollbackFailed` is raised with both causes.
         """
         if not self._pending or is_gone(self.conn):
             return
+        now = anyio.current_time()
+        seconds = min(seconds, max(0.0, self.until - now) + GRACE_SECONDS)
         try:
-            with anyio.CancelScope(shield=True, deadline=anyio.current_time() + seconds) as limit:
+            with anyio.CancelScope(shield=True, deadline=now + seconds) as limit:
                 await self.flush()
+        except asyncpg.InvalidSavepointSpecificationError:
+            # It was never set: its message was cancelled. The transaction has failed now, and can't be
+            # committed.
+            return
         except Exception as exc:  # noqa: BLE001 - whatever it is, the connection is in doubt
             discard(self.conn)
-            raise RollbackFailed(original=original, rollback_error=exc) from original
+            raise RollbackFailed(original=original, rollback_error=exc, savepoint=True) from original
         except BaseException:
             discard(self.conn)
             raise
         if limit.cancelled_caught:
             discard(self.conn)
-            failure = TimeoutError(f"the server did not answer ROLLBACK TO within {seconds} s")
-            raise RollbackFailed(original=original, rollback_error=failure) from original
+            failure = TimeoutError(f"the server did not answer ROLLBACK TO within {seconds:.3g} s")
+            raise RollbackFailed(original=original, rollback_error=failure, savepoint=True) from original
 
     # --- bodies
 
@@ -268,7 +341,7 @@ class Scope:
             await self.flush()
         try:
             awaitable = function(self.conn)
-            if not inspect.isawaitable(awaitable):
+            if type(awaitable) is not CoroutineType and not inspect.isawaitable(awaitable):
                 message = (
                     f"{name_of(function)} returned {type(awaitable).__name__}, which can't be awaited: an "
                     "operation is an "
@@ -297,13 +370,14 @@ class Scope:
         self.continues = True
         try:
             result = await op.step(self)
+            self.continues, self.want = continues, want
+            await self.flush()
         except BaseException as exc:
             self.want = want
             await self.repair(exc)
             raise
         finally:
             self.continues, self.want = continues, want
-        await self.flush()
         return result
 
 
@@ -367,6 +441,8 @@ class Operation(Generic[T_co]):
     """The pipeline as nested calls; empty: the name."""
     key: object = None
     """What the starts of the outermost `retry` are counted under."""
+    limit: float | None = None
+    """Seconds: the tightest timeout around the outermost `retry`, which all its starts together have."""
 
     def __repr__(self) -> str:
         """The nesting, outermost first; never an argument's value."""
@@ -441,6 +517,16 @@ def to_operation(op: AnyOperation[T]) -> Operation[T]:
     return Operation(step, name_of(function))
 
 
+def _plain_arguments(signature: inspect.Signature) -> tuple[int, int]:
+    """How many positional arguments, beside the connection, surely fit; (1, 0) where that can't be said."""
+    plain = [
+        p for p in signature.parameters.values() if p.kind in {p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD}
+    ]
+    needed = [p for p in plain if p.default is p.empty]
+    keywords = [p for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY and p.default is p.empty]
+    return (1, 0) if keywords or not needed else (len(needed) - 1, len(plain) - 1)
+
+
 def operation(function: Callable[Concatenate[Any, P], Awaitable[T]]) -> Callable[P, Operation[T]]:
     """Make `async def f(conn, *args) -> T` into `f(*args) -> Operation[T]`.
 
@@ -449,10 +535,12 @@ def operation(function: Callable[Concatenate[Any, P], Awaitable[T]]) -> Callable
     """
     signature = inspect.signature(function)
     name = name_of(function)
+    least, most = _plain_arguments(signature)
 
     @functools.wraps(function)
     def make(*args: P.args, **kwargs: P.kwargs) -> Operation[T]:
-        signature.bind(None, *args, **kwargs)
+        if kwargs or not least <= len(args) <= most:
+            signature.bind(None, *args, **kwargs)
 
         async def step(scope: Scope) -> T:
             return await scope.body(call)

@@ -112,6 +112,7 @@ class Retry:
 
     async def _from_savepoint(self, inner: Operation[T], scope: Scope, tries: Tries) -> T:
         scope.savepoint()
+        calls = dict(scope.calls)
         try:
             while True:
                 tries.started += 1
@@ -127,6 +128,7 @@ class Retry:
                     deadline = anyio.current_effective_deadline()
                     delay = self._retrying(inner, scope).delay(tries, exc, verdict, "savepoint", deadline)
                     scope.retries += 1
+                    scope.calls = dict(calls)
                     scope.rollback_to()
                     if isinstance(exc, OperationTimeout) and not exc.by_server:
                         # The server did not keep its own limit: find out now, and not for long, whether it

@@ -36,4 +36,4 @@ def savepoint(op: AnyOperation[T], /) -> Operation[T]:
         scope.release()
         return result
 
-    return Operation(step, inner.name, inner.policy, f"savepoint({inner!r})", inner.key)
+    return Operation(step, inner.name, inner.policy, f"savepoint({inner!r})", inner.key, inner.limit)

@@ -34,6 +34,7 @@ from dbop_raw.operation import (
 )
 from dbop_raw.policy import RetryBudget, Tries
 from dbop_raw.sqlstate import Rule
+from dbop_raw.underway import Underway, now
 
 __all__ = ["COMMIT_SECONDS", "Session"]
 
@@ -49,7 +50,7 @@ _OUTCOME_UNKNOWN = frozenset({"40003", "08007"})
 class Session(Scope):
     """One transaction, or one autocommitted operation, on a connection that it does not own."""
 
-    __slots__ = ("_begin", "deadline", "name")
+    __slots__ = ("_begin", "committed", "deadline", "name")
 
     def __init__(
         self,
@@ -75,7 +76,9 @@ class Session(Scope):
         )
         self.name = name
         # The event loop's time at which all of the run must be over; clean-up may take GRACE_SECONDS more.
-        self.deadline = deadline
+        self.deadline = self.until = deadline
+        # COMMIT was answered with COMMIT. It says so also where the caller's cancellation is what is raised.
+        self.committed = False
         self._begin = begin
         if begin is not None:
             self.push(begin)
@@ -154,68 +157,73 @@ class Session(Scope):
         if isinstance(original, Exception) and not isinstance(original, OperationTimeout):
             raise RollbackFailed(original=original, rollback_error=failure) from original
 
-    async def commit(self) -> None:
+    async def commit(self, *, looked_up_after: float | None = None) -> None:
         """COMMIT, and know what became of it.
 
         Raises the server's error when it refused (nothing is committed), `TransactionAborted` when it
         answered ROLLBACK, and `CommitUnknown` when the answer was lost. A cancellation waits for the answer,
         at most `COMMIT_SECONDS`, and is then raised.
+
+        `looked_up_after`: the caller can look up the outcome, so an answer that is not here after so many
+        seconds, or after half of the time left, counts as lost: the other half is for the look-up.
         """
         if not self.begun:
             self.drop_pending()
             return
         self.drop_pending()
-        # A task of its own: asyncio's task.cancel() would otherwise cancel the COMMIT itself, whatever
-        # shields it.
-        answer = asyncio.ensure_future(self.conn.execute(sql.COMMIT))
+        # Not simply awaited: asyncio's task.cancel() would then cancel the COMMIT itself, whatever shields it.
+        answer: Underway[str] = Underway(self.conn.execute(sql.COMMIT))
         cancelled: BaseException | None = None
         try:
-            await asyncio.wait({answer}, timeout=self._patience())
+            await answer.wait(self._patience(looked_up_after))
         except BaseException as exc:  # noqa: BLE001 - a cancellation: raised below, when the answer is known
             cancelled = exc
             await self._await_answer(answer)
-        if not answer.done():
+        if not answer.done:
             await self._give_up(answer)
         try:
             self._judge(answer)
+            self.committed = True
         finally:
             if cancelled is not None:
                 raise cancelled
 
-    def _patience(self) -> float | None:
-        if math.isinf(self.deadline):
-            return None
-        return max(0.0, self.deadline - anyio.current_time()) + GRACE_SECONDS
+    def _patience(self, looked_up_after: float | None = None) -> float | None:
+        """Seconds to wait for the answer to COMMIT; None: for ever."""
+        left = max(0.0, self.deadline - now())
+        if looked_up_after is not None:
+            return max(GRACE_SECONDS, min(looked_up_after, left / 2))
+        return None if math.isinf(left) else left + GRACE_SECONDS
 
-    async def _await_answer(self, answer: asyncio.Future[str]) -> None:
+    async def _await_answer(self, answer: Underway[str]) -> None:
         """Wait on for a bounded time, though the caller is cancelled."""
         patience = self._patience()
         seconds = COMMIT_SECONDS if patience is None else min(COMMIT_SECONDS, patience)
         try:
             with anyio.CancelScope(shield=True):
-                await asyncio.wait({answer}, timeout=seconds)
+                await answer.wait(seconds)
         except asyncio.CancelledError:
             # Cancelled twice: whoever does that wants out now, and the connection can't be kept.
             discard(self.conn)
 
-    async def _give_up(self, answer: asyncio.Future[str]) -> None:
+    async def _give_up(self, answer: Underway[str]) -> None:
         """No answer came: the connection is worthless, and the outcome unknown."""
         discard(self.conn)
         with anyio.CancelScope(shield=True):
-            await asyncio.wait({answer}, timeout=GRACE_SECONDS)
-        answer.cancel()
+            await answer.wait(GRACE_SECONDS)
+        answer.give_up()
 
-    def _judge(self, answer: asyncio.Future[str]) -> None:
-        if answer.cancelled() or not answer.done():
-            raise CommitUnknown
-        exc = answer.exception()
-        if exc is None:
-            if answer.result() != sql.COMMIT:
-                raise TransactionAborted
-            return
-        if _refused(exc):
-            raise exc
-        raise CommitUnknown from exc
+    def _judge(self, answer: Underway[str]) -> None:
+        try:
+            tag = answer.result()
+        except asyncio.CancelledError:
+            raise CommitUnknown from None
+        except Exception as exc:
+            if _refused(exc):
+                raise
+            raise CommitUnknown from exc
+        if tag != sql.COMMIT:
+            raise TransactionAborted
 
 
 def _refused(exc: BaseException) -> bool:

@@ -17,10 +17,7 @@ __all__ = [
     "CHECK_DEFERRED",
     "COMMIT",
     "ISOLATION_LEVELS",
-    "RELEASE",
     "ROLLBACK",
-    "ROLLBACK_TO",
-    "SAVEPOINT",
     "Isolation",
     "Limits",
     "begin",
@@ -28,8 +25,11 @@ __all__ = [
     "join",
     "literal",
     "relation",
+    "release",
     "restore_limits",
+    "rollback_to",
     "save_limits",
+    "savepoint",
     "server_milliseconds",
     "set_limits",
 ]
@@ -37,11 +37,6 @@ __all__ = [
 Isolation = Literal["read committed", "repeatable read", "serializable"]
 ISOLATION_LEVELS: tuple[Isolation, ...] = ("read committed", "repeatable read", "serializable")
 
-# One fixed name at every depth: the newest savepoint of a name is meant, and pg_stat_statements sees one
-# statement, not thousands.
-SAVEPOINT = "SAVEPOINT dbop_raw"
-ROLLBACK_TO = "ROLLBACK TO SAVEPOINT dbop_raw"
-RELEASE = "RELEASE SAVEPOINT dbop_raw"
 COMMIT = "COMMIT"
 ROLLBACK = "ROLLBACK"
 CHECK_DEFERRED = "SET CONSTRAINTS ALL IMMEDIATE"
@@ -59,6 +54,25 @@ _MARGIN, _LEAST_MARGIN, _LARGEST_MARGIN = 0.05, 0.01, 0.25
 def join(*statements: str) -> str:
     """Several statements as one message of the simple protocol: one round trip."""
     return "; ".join(statements)
+
+
+def savepoint(depth: int) -> str:
+    """SAVEPOINT, named by its depth: few names, so pg_stat_statements sees few statements.
+
+    Not one name for all: where a SAVEPOINT was not set or a RELEASE not done (a failed transaction, a
+    cancelled message), ROLLBACK TO must fail, and not undo the work of one further out.
+    """
+    return f"SAVEPOINT dbop_raw_{depth}"
+
+
+def rollback_to(depth: int) -> str:
+    """ROLLBACK TO the savepoint of that depth, which stays open; those inside of it are gone."""
+    return f"ROLLBACK TO SAVEPOINT dbop_raw_{depth}"
+
+
+def release(depth: int) -> str:
+    """RELEASE the savepoint of that depth, and those inside of it."""
+    return f"RELEASE SAVEPOINT dbop_raw_{depth}"
 
 
 def begin(isolation: Isolation | None = None, *, readonly: bool = False, deferrable: bool = False) -> str:

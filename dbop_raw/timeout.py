@@ -16,6 +16,7 @@ from dbop_raw import sql
 from dbop_raw.errors import OperationTimeout
 from dbop_raw.operation import AnyOperation, Operation, Scope, to_operation
 from dbop_raw.policy import positive_seconds
+from dbop_raw.underway import now
 
 __all__ = ["Timeout", "ended_by_server", "limits_within", "timeout"]
 
@@ -71,15 +72,18 @@ class Timeout:
         async def step(scope: Scope) -> T:
             return await self._run(inner, scope)
 
-        return Operation(step, inner.name, inner.policy, f"{self!r}({inner!r})", inner.key)
+        limit = None if inner.policy is None else min(self.seconds, inner.limit or math.inf)
+        return Operation(step, inner.name, inner.policy, f"{self!r}({inner!r})", inner.key, limit)
 
     async def _run(self, inner: Operation[T], scope: Scope) -> T:
-        started = anyio.current_time()
-        outer_limits = scope.want
-        with anyio.CancelScope(deadline=started + self.seconds) as own:
+        started = now()
+        outer_limits, outer_until = scope.want, scope.until
+        # Around a retry it is one limit for all its starts, in whatever transaction.
+        total = math.inf if inner.policy is None else scope.total
+        with anyio.CancelScope(deadline=min(started + self.seconds, total)) as own:
             tightest = anyio.current_effective_deadline()
             limits = limits_within(tightest - started, self.lock, outer_limits)
-            scope.want = limits
+            scope.want, scope.until = limits, min(outer_until, own.deadline)
             try:
                 return await inner.step(scope)
             except asyncpg.QueryCanceledError as exc:
@@ -87,13 +91,13 @@ class Timeout:
                     raise
                 if own.deadline <= tightest:
                     raise OperationTimeout(seconds=self.seconds, by_server=True) from exc
-                # The server ended it for the sake of a tighter deadline outside, which is about to run out:
-                # let that one say so.
-                if not math.isinf(tightest):
+                # The server ended it for the sake of a tighter deadline outside. One of ours says so itself;
+                # the caller's own is about to run out: let that one speak.
+                if outer_until > tightest:
                     await anyio.sleep_until(tightest + _CLOCK_SLACK)
                 raise
             finally:
-                scope.want = outer_limits
+                scope.want, scope.until = outer_limits, outer_until
         raise OperationTimeout(seconds=self.seconds, by_server=False)
 
 

@@ -30,6 +30,8 @@ R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
 
 _ONCE = RetryPolicy(attempts=1)
+# A foreign key that is not met may be met by a later item.
+_WAITS = "23503"
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +154,8 @@ class _Writing(Generic[Item, R]):
         self._results: list[R | None] = []
         self._strikes: dict[int, Tries] = {}
         self._retries_before = scope.retries
+        # Constraints are checked at once, so a row that refers to a later one is refused for now.
+        self._early = False
 
     async def run(self) -> BatchResult[Item, R]:
         """All of it, inside the transaction that the scope is in."""
@@ -214,11 +218,17 @@ class _Writing(Generic[Item, R]):
     async def _carefully(self) -> None:
         """From here to the transaction's end each statement checks all constraints, so errors name items."""
         self._scope.push(sql.CHECK_DEFERRED)
+        # By itself: what was violated before this batch is raised here, and no item is blamed for it.
+        await self._scope.flush()
+        self._early = True
         await self._write_spans(range(len(self._items)))
         await self._second_chance()
+        self._early = False
+        self._check_limit()
 
     async def _check_deferred(self) -> bool:
         scope = self._scope
+        scope.savepoint()
         scope.push(sql.CHECK_DEFERRED)
         try:
             await scope.flush()
@@ -226,6 +236,9 @@ class _Writing(Generic[Item, R]):
             if not scope.verdict(exc).item:
                 raise
             return False
+        finally:
+            # Undone either way: what follows in this transaction may defer its own again.
+            scope.abandon()
         return True
 
     async def _second_chance(self) -> None:
@@ -234,13 +247,15 @@ class _Writing(Generic[Item, R]):
         Try such rows again, when the others are in.
         """
         while True:
-            waiting = [index for index, failed in self._failed.items() if failed.verdict.sqlstate == "23503"]
+            waiting = {i: failed for i, failed in self._failed.items() if failed.verdict.sqlstate == _WAITS}
             if not waiting:
                 return
             before = len(self._failed)
             for index in waiting:
                 del self._failed[index]
             await self._write_spans(sorted(waiting))
+            # What refused an item in its own turn counts, not what later items have taken from it since.
+            self._failed.update({i: failed for i, failed in waiting.items() if i in self._failed})
             if len(self._failed) == before:
                 return
 
@@ -354,8 +369,18 @@ class _Writing(Generic[Item, R]):
             scope.emit(
                 ItemFailed(writer=name, index=index, sqlstate=verdict.sqlstate, condition=verdict.condition)
             )
-        if self._skip_limit is not None and len(self._failed) > self._skip_limit:
-            failed: tuple[Failed[Any], ...] = tuple(self._failed[index] for index in sorted(self._failed))
+        self._check_limit()
+
+    def _check_limit(self) -> None:
+        if self._skip_limit is None or len(self._failed) <= self._skip_limit:
+            return
+        failed: tuple[Failed[Any], ...] = tuple(
+            self._failed[index]
+            for index in sorted(self._failed)
+            # Items that may only have come too early are counted when they had their second chance.
+            if not (self._early and self._failed[index].verdict.sqlstate == _WAITS)
+        )
+        if len(failed) > self._skip_limit:
             raise SkipLimitExceeded(limit=self._skip_limit, failed=failed)
 
 

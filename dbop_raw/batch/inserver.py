@@ -52,27 +52,39 @@ class Column:
 
     name: str
     type: str
-    """As SQL writes it, without a length: a cast to `varchar(3)` would cut silently, an assignment raises."""
+    """As SQL writes it, of a domain the base type, and without a length.
+
+    A cast to `varchar(3)`, or to a domain over it, would cut silently; the assignment to the column raises.
+    """
     is_array: bool
 
     @staticmethod
     async def of_table(scope: Scope, relation: str, columns: Sequence[str]) -> list[Column]:
         """Read the columns' types; raises `Unsupported` when one is not there (COPY will say so better)."""
         await scope.flush()
-        rows = await scope.conn.fetch(
-            "SELECT a.attname::pg_catalog.text AS name, pg_catalog.format_type(a.atttypid, NULL) AS type, "
-            "t.typlen OPERATOR(pg_catalog.=) -1 AND t.typelem OPERATOR(pg_catalog.<>) 0 AS is_array "
-            "FROM pg_catalog.pg_attribute a JOIN pg_catalog.pg_type t ON t.oid OPERATOR(pg_catalog.=) "
-            "a.atttypid "
-            "WHERE a.attrelid OPERATOR(pg_catalog.=) $1::pg_catalog.text::pg_catalog.regclass "
-            "AND a.attnum OPERATOR(pg_catalog.>) 0 AND NOT a.attisdropped",
-            relation,
-        )
+        rows = await scope.conn.fetch(_COLUMNS, relation)
         found = {row["name"]: Column(row["name"], row["type"], row["is_array"]) for row in rows}
         if not all(name in found for name in columns):
             raise Unsupported
         return [found[name] for name in columns]
 
+
+# With -1 for the length format_type says bpchar, where it would else say character, of which one is meant.
+_COLUMNS = """
+WITH RECURSIVE c AS (
+    SELECT a.attname AS name, a.atttypid AS base FROM pg_catalog.pg_attribute AS a
+    WHERE a.attrelid OPERATOR(pg_catalog.=) $1::pg_catalog.text::pg_catalog.regclass
+    AND a.attnum OPERATOR(pg_catalog.>) 0 AND NOT a.attisdropped
+    UNION ALL
+    SELECT c.name, t.typbasetype FROM c
+    JOIN pg_catalog.pg_type AS t ON t.oid OPERATOR(pg_catalog.=) c.base
+    WHERE t.typtype OPERATOR(pg_catalog.=) 'd'
+)
+SELECT c.name::pg_catalog.text AS name, pg_catalog.format_type(c.base, -1) AS type,
+    t.typlen OPERATOR(pg_catalog.=) -1 AND t.typelem OPERATOR(pg_catalog.<>) 0 AS is_array
+FROM c JOIN pg_catalog.pg_type AS t ON t.oid OPERATOR(pg_catalog.=) c.base
+WHERE t.typtype OPERATOR(pg_catalog.<>) 'd'
+"""
 
 # The fields of an error that PL/pgSQL can read, and the letters that the protocol names them by.
 _FIELDS = (
@@ -142,7 +154,7 @@ _GROW = """
 class InServer:
     """One such function: its text, and how to call it."""
 
-    def __init__(self, types: Sequence[str], one: str, block: str | None) -> None:
+    def __init__(self, types: Sequence[str], one: str, block: str | None, *, text: bool = False) -> None:
         arguments = ", ".join(f"d_{n} {type_}[]" for n, type_ in enumerate(types, 1))
         returns = ", ".join(f"d_{name} pg_catalog.text" for name, _, _ in _FIELDS)
         body = _BODY.format(
@@ -167,11 +179,15 @@ class InServer:
             f"DO {outer}BEGIN IF pg_catalog.to_regproc('pg_temp.{name}') IS NULL THEN "
             f"EXECUTE {sql.literal(create)}; END IF; END{outer}"
         )
-        placeholders = ", ".join(f"${n}" for n in range(1, len(types) + 4))
-        self._call = f"SELECT * FROM pg_temp.{name}({placeholders})"
+        # The driver looks at each element of an array in Python; one string of all of them it sends as it is.
+        cast = "::pg_catalog.text::pg_catalog.text[]" if text else ""
+        arrays = ", ".join(f"${n}{cast}" for n in range(4, len(types) + 4))
+        self._call = f"SELECT * FROM pg_temp.{name}($1, $2, $3, {arrays})"
+        self._text = text
         self._width = len(types)
         self._warm = False
         self._codes: tuple[list[str], list[str]] | None = None
+        self._codes_of: Mapping[str, Rule] | None = None
 
     @staticmethod
     async def for_statement(scope: Scope, statement: str) -> InServer:
@@ -207,14 +223,15 @@ class InServer:
         selected = ", ".join(f"d_u.c{n}{cast}" for n, cast in zip(numbers, casts, strict=True))
         block = f"{insert} SELECT {selected} FROM ROWS FROM ({slices}) AS d_u({aliases})"
         types = ["pg_catalog.text" if text else column.type for column in columns]
-        return InServer(types, f"{insert} VALUES ({one})", block)
+        return InServer(types, f"{insert} VALUES ({one})", block, text=text)
 
     async def run(self, scope: Scope, rows: Sequence[Sequence[Any]], first: int, *, block: int) -> Tried:
         """Try `rows`, of which the first has the index `first`, in blocks of at first `block` rows."""
-        if self._codes is None:
-            self._codes = _stop_codes(scope.overrides)
+        if self._codes is None or self._codes_of is not scope.overrides:
+            self._codes, self._codes_of = _stop_codes(scope.overrides), scope.overrides
         stop, keep = self._codes
-        columns = [list(column) for column in zip(*rows, strict=True)]
+        make = _array_literal if self._text else list
+        columns = [make(column) for column in zip(*rows, strict=True)]
         if len(columns) != self._width:
             raise Unsupported
         scope.push(self._ensure)
@@ -227,15 +244,28 @@ class InServer:
         return Tried([RowFailure(first + row["d_index"] - 1, _error(row)) for row in failures], seconds)
 
 
+def _array_literal(values: Sequence[str | None]) -> str:
+    """An array of texts as the server reads it (PostgreSQL, "Array Input and Output Syntax")."""
+    texts = ["" if value is None else value for value in values]
+    together = "".join(texts)
+    if '"' in together or "\\" in together:
+        texts = [text.replace("\\", "\\\\").replace('"', '\\"') for text in texts]
+    quoted = ["NULL" if value is None else f'"{text}"' for value, text in zip(values, texts, strict=True)]
+    return "{" + ",".join(quoted) + "}"
+
+
 def _stop_codes(overrides: Mapping[str, Rule] | None) -> tuple[list[str], list[str]]:
-    """The codes and classes that are no row's fault, and the codes in such a class that are all the same."""
+    """The codes and classes that are no row's fault, and the codes in such a class that are all the same.
+
+    What a savepoint can repair stops it too: to try a row again is for the way of spans.
+    """
     keys = {*RULES, *(overrides or ())}
     verdicts = {
         key: verdict_of(key if len(key) == _CODE else key + "000", overrides=overrides) for key in keys
     }
     classes = {key for key in keys if len(key) != _CODE}
-    stop = {key for key in keys if not verdicts[key].item}
-    keep = {key for key in keys - classes if verdicts[key].item and key[:2] in stop}
+    stop = {key for key in keys if verdicts[key].transient or not verdicts[key].item}
+    keep = {key for key in keys - classes - stop if key[:2] in stop}
     return sorted(stop), sorted(keep)
 
 

@@ -12,7 +12,7 @@ import operator
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar, cast
 
 import asyncpg
 
@@ -366,6 +366,14 @@ def _escape(value: str) -> str:
 
 def _text_line(row: TextRow) -> str:
     """One row in COPY's text format (PostgreSQL, "COPY", File Formats)."""
+    nulls = row.count(None)
+    texts = ["\\N" if value is None else value for value in row] if nulls else cast("Sequence[str]", row)
+    line = "\t".join(texts)
+    # Nearly always there is nothing to escape, and four searches of the whole line cost less than one of each
+    # value.
+    tabs, backslashes = line.count("\t"), line.count("\\")
+    if tabs == len(row) - 1 and backslashes == nulls and "\n" not in line and "\r" not in line:
+        return line
     return "\t".join(["\\N" if value is None else _escape(value) for value in row])
 
 
@@ -443,8 +451,7 @@ class CopyText(_Copy):
         """A loop in the server that casts and inserts the same columns."""
         rows = items[lo:hi]
         _misfit(rows, len(self.target.columns), lo)
-        for index, row in enumerate(rows, lo):
-            _check_text(index, row)
+        _encode(rows, lo)  # only to find a value that is no text
         return await self._try_rows(scope, rows, lo, density, text=True)
 
 

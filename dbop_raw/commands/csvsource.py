@@ -6,6 +6,9 @@ one comparison of lengths and one search for the text that means NULL.
 
 from __future__ import annotations
 
+import asyncio
+import codecs
+import contextlib
 import csv
 import gzip
 import io
@@ -13,15 +16,14 @@ import itertools
 import os
 import stat
 import sys
+import threading
 import zipfile
 import zlib
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from operator import itemgetter
-from typing import IO
-
-from anyio import to_thread
+from operator import itemgetter, methodcaller
+from typing import IO, Any, TypeVar
 
 __all__ = [
     "STDIN",
@@ -31,10 +33,13 @@ __all__ = [
     "Input",
     "Row",
     "SourceError",
+    "in_thread",
     "open_input",
     "rows_in_thread",
     "unpacked",
 ]
+
+T = TypeVar("T")
 
 STDIN = "-"
 Row = Sequence[str | None]
@@ -71,8 +76,8 @@ class Dialect:
     delimiter: str = ","
     null: str = ""
     """A field of exactly this text is NULL, quoted or not: Python's reader can't tell the two apart."""
-    encoding: str = "utf-8-sig"
-    """As Python names it; "utf-8-sig" is UTF-8 with or without a byte order mark."""
+    encoding: str = "utf-8"
+    """As Python names it; one where a newline is one byte, so not UTF-16. A byte order mark is left out."""
 
 
 @dataclass(slots=True)
@@ -167,13 +172,18 @@ class CsvRows:
         self._source = source
         self._dialect = dialect
         self._raise = raise_broken
-        self._text = io.TextIOWrapper(source.data, encoding=dialect.encoding, newline="")
         # strict: an unclosed quote would otherwise take the rest of the file into one field, without a word.
-        self._reader = csv.reader(self._text, delimiter=dialect.delimiter, strict=True)
+        self._reader = csv.reader(_without_mark(self._lines()), delimiter=dialect.delimiter, strict=True)
         self._pick: Callable[[Row], Row] | None = None
         self.broken: BrokenLine | None = None
         self.header: tuple[str, ...] = self._read_header()
         self.columns: tuple[str, ...] = self.header
+
+    def _lines(self) -> Iterator[str]:
+        """Decoded line by line: a wrong byte must not take good lines before it along."""
+        utf8 = codecs.lookup(self._dialect.encoding).name == "utf-8"
+        decode = bytes.decode if utf8 else methodcaller("decode", self._dialect.encoding)
+        return map(decode, self._source.data)
 
     def _read_header(self) -> tuple[str, ...]:
         try:
@@ -233,11 +243,8 @@ class CsvRows:
         if isinstance(exc, _WrongWidth):
             return BrokenLine(name, line, f"{exc.found} fields, where the header has {len(self.header)}")
         if isinstance(exc, UnicodeDecodeError):
-            line = self._reader.line_num + exc.object[: exc.start].count(b"\n") + 1
-            what = (
-                f"it is not {self._dialect.encoding.removesuffix('-sig')} (byte {exc.object[exc.start]:#04x})"
-            )
-            return BrokenLine(name, line, f"{what}; --encoding names another, such as latin-1")
+            what = f"it is not {self._dialect.encoding}: byte {exc.object[exc.start]:#04x}"
+            return BrokenLine(name, self._reader.line_num + 1, f"{what}; --encoding names another")
         if isinstance(exc, csv.Error):
             return BrokenLine(name, line, f"it can't be read as CSV: {exc}")
         return BrokenLine(name, line, f"the file can't be read further: {exc}")
@@ -251,14 +258,44 @@ class _WrongWidth(Exception):
         self.found = found
 
 
-async def rows_in_thread(rows: Iterator[Row]) -> AsyncIterator[Row]:
-    """The same rows, read in a thread: for an input that may make a reader wait, such as a pipe."""
-    read = partial(_some, rows)
-    # Abandoned on a cancellation: nobody can end a read of a pipe from outside.
-    while batch := await to_thread.run_sync(read, abandon_on_cancel=True):
+def _without_mark(lines: Iterator[str]) -> Iterator[str]:
+    """Leave out a byte order mark, which would be part of the first column's name."""
+    for first in lines:
+        yield first.removeprefix("\ufeff")
+        yield from lines
+
+
+async def rows_in_thread(rows: Iterator[Row], at_a_time: int) -> AsyncIterator[Row]:
+    """The same rows, read in a thread, so many at a time: for an input that may make a reader wait."""
+    read = partial(_some, rows, min(at_a_time, _ROWS_AT_A_TIME))
+    while batch := await in_thread(read):
         for row in batch:
             yield row
 
 
-def _some(rows: Iterator[Row]) -> list[Row]:
-    return list(itertools.islice(rows, _ROWS_AT_A_TIME))
+def _some(rows: Iterator[Row], number: int) -> list[Row]:
+    return list(itertools.islice(rows, number))
+
+
+async def in_thread(call: Callable[[], T]) -> T:
+    """Call it in a thread of its own, which a cancellation and the end of the process leave behind.
+
+    Nobody can end a read of a pipe from outside, and the threads of a pool would be waited for.
+    """
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[T] = loop.create_future()
+
+    def settle(set_it: Callable[[Any], None], value: object) -> None:
+        if not future.done():
+            set_it(value)
+
+    def work() -> None:
+        try:
+            outcome: tuple[Callable[[Any], None], object] = future.set_result, call()
+        except BaseException as exc:  # noqa: BLE001 - carried to the caller
+            outcome = future.set_exception, exc
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            loop.call_soon_threadsafe(settle, *outcome)
+
+    threading.Thread(target=work, name="dbop-raw-read", daemon=True).start()
+    return await future

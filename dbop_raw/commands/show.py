@@ -1,4 +1,4 @@
-"""What a person sees of an ingest: a progress bar, one line of numbers, and what was rejected for which reason."""
+"""What a person sees of an ingest: a progress bar, one line of numbers, and what was rejected and why."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from dbop_raw.commands.csvsource import Input
 from dbop_raw.ingest import IngestReport
 from dbop_raw.rejects import JsonlRejects, Reject
 
-__all__ = ["Tally", "TallySink", "plural", "print_tally", "progress_bar", "rounded", "summary"]
+__all__ = ["Tally", "TallySink", "describe", "plural", "print_tally", "progress_bar", "rounded", "summary"]
 
 # Where the output is no terminal, a table may be so wide (characters).
 _WIDTH = 140
@@ -88,7 +88,7 @@ class TallySink:
 
 
 def print_tally(sink: TallySink, file: Any = None) -> None:
-    """Print which SQLSTATEs and constraints rows were rejected for, the most frequent first, and where they are."""
+    """Print what rows were rejected for, the most frequent reason first, and where they are."""
     if not sink.tallies:
         return
     file = sys.stdout if file is None else file
@@ -109,8 +109,8 @@ def print_tally(sink: TallySink, file: Any = None) -> None:
 def _example(reject: Reject) -> str:
     """The first reject in one line: the server's detail where there is one, since it quotes the value."""
     first, *rest = reject.message.splitlines() or [""]
-    detail = next((line.removeprefix("DETAIL:").strip() for line in rest if line.startswith("DETAIL:")), first)
-    return f"row {reject.index:,}: {detail}"
+    details = [line.removeprefix("DETAIL:").strip() for line in rest if line.startswith("DETAIL:")]
+    return f"row {reject.index:,}: {(details or [first])[0]}"
 
 
 @contextlib.contextmanager
@@ -121,13 +121,15 @@ def progress_bar(source: Input, *, quiet: bool = False) -> Iterator[Callable[[In
     """
     console = Console(stderr=True)
     if quiet or not console.is_terminal:
-        yield lambda report: None
+        yield lambda _: None
         return
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         TaskProgressColumn(),
-        TextColumn("{task.fields[rows]} rows · {task.fields[rate]} rows/s · {task.fields[rejected]} rejected"),
+        TextColumn("{task.fields[rows]} rows"),
+        TextColumn("{task.fields[rate]} rows/s"),
+        TextColumn("{task.fields[rejected]} rejected"),
         TimeElapsedColumn(),
     )
     with Progress(*columns, console=console, refresh_per_second=_DRAWN_A_SECOND) as bar:
@@ -143,3 +145,12 @@ def progress_bar(source: Input, *, quiet: bool = False) -> Iterator[Callable[[In
             )
 
         yield advance
+
+
+def describe(exc: BaseException) -> str:
+    """An error in one line: the server's with its code, another with its name where it says nothing."""
+    what = " ".join(str(exc).split("\n")[0].split())
+    sqlstate = getattr(exc, "sqlstate", None)
+    if sqlstate:
+        return f"{what} (SQLSTATE {sqlstate})"
+    return what or type(exc).__name__

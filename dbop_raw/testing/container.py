@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.util
 import io
@@ -30,7 +31,7 @@ __all__ = ["DockerServer", "check", "docker_server"]
 IMAGE_VARIABLE = "DBOP_RAW_DOCKER_IMAGE"
 IMAGE = "postgres:18"
 DAEMON = "/var/run/docker.sock"
-EMBEDDED_IMAGE = "dbop-raw-embedded-postgres:latest"
+EMBEDDED_IMAGE = "dbop-raw-embedded-postgres"
 START_TIMEOUT = 60.0
 INNER_PORT = 5432
 SIGNALS: Mapping[StopMode, str] = {"smart": "SIGTERM", "fast": "SIGINT", "immediate": "SIGQUIT"}
@@ -39,12 +40,13 @@ SIGNALS: Mapping[StopMode, str] = {"smart": "SIGTERM", "fast": "SIGINT", "immedi
 # server.
 ENTRY = """#!/bin/sh
 set -e
+bin=/opt/embedded_postgres/pginstall/bin
 if [ ! -s "$PGDATA/PG_VERSION" ]; then
-    /opt/embedded_postgres/pginstall/bin/initdb -D "$PGDATA" -U postgres -A trust -E UTF8 --no-locale
-    --no-sync echo "host all all all trust" >> "$PGDATA/pg_hba.conf"
+    "$bin"/initdb -D "$PGDATA" -U postgres -A trust -E UTF8 --no-locale --no-sync
+    echo "host all all all trust" >> "$PGDATA/pg_hba.conf"
 fi
 shift
-exec /opt/embedded_postgres/pginstall/bin/postgres -D "$PGDATA" -c listen_addresses='*' "$@"
+exec "$bin"/postgres -D "$PGDATA" -c listen_addresses='*' "$@"
 """
 POSTGRES_ID = 999
 
@@ -149,8 +151,16 @@ def check() -> None:
 
 
 @contextmanager
-def docker_server(settings: Mapping[str, str], *, durable: bool) -> Iterator[DockerServer]:
+def docker_server(
+    settings: Mapping[str, str], *, durable: bool, tmpfs: Mapping[str, str] | None = None
+) -> Iterator[DockerServer]:
     """Give a server in a new container, which is removed at the end of the block.
+
+    Args:
+        settings: For its command line.
+        durable: As for :func:`postgres`.
+        tmpfs: Small disks to mount in it, each with its options: ``{"/small": "size=8m"}``; the server owns
+            them.
 
     Raises:
         ServerUnavailable: There is no Docker, or no image.
@@ -169,6 +179,7 @@ def docker_server(settings: Mapping[str, str], *, durable: bool) -> Iterator[Doc
             detach=True,
             environment={"POSTGRES_HOST_AUTH_METHOD": "trust"},
             ports={f"{INNER_PORT}/tcp": ("127.0.0.1", port)},
+            tmpfs={path: f"{wanted},uid={POSTGRES_ID},mode=0700" for path, wanted in (tmpfs or {}).items()},
             labels={"dbop_raw": "testing"},
         )
         try:
@@ -223,15 +234,16 @@ def _image(client: Any) -> str:
 
 
 def _embedded_image(client: Any, errors: Any) -> str:
+    # An image that another version of this module made is not the same image.
+    folder = embedded_folder()
+    tag = hashlib.sha256(f"{ENTRY}{folder}{folder.stat().st_mtime_ns}".encode()).hexdigest()[:12]
+    name = f"{EMBEDDED_IMAGE}:{tag}"
     with suppress(errors.ImageNotFound):
-        client.images.get(EMBEDDED_IMAGE)
-        return EMBEDDED_IMAGE
-    repository, tag = EMBEDDED_IMAGE.split(":")
+        client.images.get(name)
+        return name
     changes = ['ENTRYPOINT ["/entry"]', f"USER {POSTGRES_ID}", "ENV PGDATA=/data", "ENV PATH=/bin"]
-    client.api.import_image_from_data(
-        image_tar(embedded_folder()), repository=repository, tag=tag, changes=changes
-    )
-    return EMBEDDED_IMAGE
+    client.api.import_image_from_data(image_tar(folder), repository=EMBEDDED_IMAGE, tag=tag, changes=changes)
+    return name
 
 
 def image_tar(folder: Path) -> bytes:

@@ -81,7 +81,14 @@ def test_a_pooler_that_sends_no_untranslated_severity_is_understood() -> None:
 def test_a_line_lost_with_the_servers_last_words_is_judged_by_those(code: str, repair: Repair) -> None:
     verdict = classify(lost(server(code, "FATAL")))
     assert (verdict.sqlstate, verdict.repair, verdict.evict) == (code, repair, True)
-    assert classify(lost(server(code))) == verdict
+
+
+def test_a_line_lost_after_an_ordinary_error_is_a_lost_line() -> None:
+    # tests/faults/test_line.py: a cut between the ErrorResponse and the ReadyForQuery after it.
+    for code in ("23505", "40001"):
+        verdict = classify(lost(server(code)))
+        assert (verdict.sqlstate, verdict.repair, verdict.evict, verdict.item) == ("08003", U, True, False)
+    assert classify(lost(server("08P01"))) == classify(lost(server("08P01", "FATAL")))
 
 
 @pytest.mark.parametrize("cause", [None, ConnectionResetError(), OSError()])
@@ -122,7 +129,7 @@ def test_overrides_win_over_the_table_and_over_the_routine(key: str) -> None:
     rows = {key: Rule(N, item=True, reason="ours")}
     verdict = classify(server("0A000", R="RevalidateCachedQuery"), overrides=rows)
     assert (verdict.repair, verdict.reason) == (N, "ours")
-    assert classify(lost(server("0A000")), overrides=rows).reason == "ours"
+    assert classify(lost(server("0A000", "FATAL")), overrides=rows).reason == "ours"
 
 
 # --- the driver

@@ -23,6 +23,7 @@ ORDER = (
     "policy",
     "events",
     "sql",
+    "underway",
     "operation",
     "savepoint",
     "session",
@@ -34,6 +35,7 @@ ORDER = (
     "batch.batch",
     "batch",
     "stats",
+    "sizing",
     "capacity",
     "commit",
     "engine",
@@ -43,6 +45,7 @@ ORDER = (
     "",
     "observe.",
     "testing.",
+    "commands.",
     "cli",
 )
 
@@ -51,7 +54,7 @@ CORE = {"asyncpg", "anyio", "structlog"}
 EXTRAS = {
     "observe.": {"opentelemetry"},
     "testing.": {"docker", "pytest"},
-    "cli": {"rich", "typer"},
+    "commands.": {"rich", "typer"},
 }
 
 

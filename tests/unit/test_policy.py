@@ -132,7 +132,7 @@ class TestRetryBudget:
 
     @pytest.mark.parametrize("option", ["per_call", "per_second"])
     @pytest.mark.parametrize("value", [-0.1, math.inf, math.nan])
-    def test_income_is_finite_and_not_negative(self, option: str, value: float) -> None:
+    def test_income_is_finite_and_not_negative(self, option: str, value: Any) -> None:
         with pytest.raises(PolicyError, match=f"{option}=.* at least 0"):
             RetryBudget(capacity=1, **{option: value})
 

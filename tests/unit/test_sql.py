@@ -34,7 +34,9 @@ class TestBegin:
     ) -> None:
         assert sql.begin(**options) == expected
 
-    @pytest.mark.parametrize("isolation", ["read uncommitted", "SERIALIZABLE", "serializable; DROP TABLE t", ""])
+    @pytest.mark.parametrize(
+        "isolation", ["read uncommitted", "SERIALIZABLE", "serializable; DROP TABLE t", ""]
+    )
     def test_an_unknown_isolation_is_refused_with_what_is_known(self, isolation: str) -> None:
         with pytest.raises(PolicyError, match="'repeatable read'") as raised:
             sql.begin(cast("sql.Isolation", isolation))

@@ -1,0 +1,1 @@
+"""`python -m bench cost`: what the layer itself costs, in time, processor time and memory."""

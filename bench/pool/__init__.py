@@ -1,0 +1,1 @@
+"""`python -m bench pool`: how large should a pool be, for this server and this work?"""

@@ -1,0 +1,119 @@
+"""A pool as the engine sees it, and as plain asyncpg code does, that notes who waits for a connection."""
+
+from __future__ import annotations
+
+import asyncio
+from array import array
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+import asyncpg
+
+__all__ = ["TimedPool", "Waits"]
+
+
+@dataclass(slots=True)
+class Waits:
+    """The waiting for a connection of those who asked within a window."""
+
+    seconds: array[float] = field(default_factory=lambda: array("d"))
+    queued: int = 0
+    """How many asked while every connection was taken."""
+    given_up: int = 0
+    """How many left without one."""
+    held: float = 0.0
+    """Seconds that those who got one held it, in all, until it was given back."""
+    given_back: int = 0
+
+
+class TimedPool:
+    """Wraps an asyncpg pool: the same `acquire` and `release`, two clock readings more.
+
+    The engine and the bare asyncpg code both go through it, so that it favours neither.
+    """
+
+    def __init__(self, pool: asyncpg.Pool) -> None:
+        self.waits = Waits()
+        self._pool = pool
+        self._max_size = pool.get_max_size()
+        self._clock = asyncio.get_running_loop().time
+        self._from, self._until = float("inf"), float("inf")
+        self.in_use = 0
+        self.waiting = 0
+        # Connection seconds and waiting seconds up to the last change.
+        self._used, self._queued, self._changed = 0.0, 0.0, self._clock()
+        # When a connection was taken by somebody who is noted.
+        self._since: dict[int, float] = {}
+
+    def as_pool(self) -> asyncpg.Pool:
+        """Itself, for an `Engine`, which asks only for what is here."""
+        return cast("asyncpg.Pool", self)
+
+    def record(self, start: float, until: float) -> None:
+        """Note those who ask between two times of the loop's clock."""
+        self._from, self._until = start, until
+
+    def totals(self) -> tuple[float, float]:
+        """Seconds that connections were in use and that callers waited, in all, up to now."""
+        self._tick(self._clock())
+        return self._used, self._queued
+
+    async def acquire(self) -> Any:
+        """Take a connection."""
+        asked = self._clock()
+        self._tick(asked)
+        noted = self._from <= asked < self._until
+        if noted and self.in_use + self.waiting >= self._max_size:
+            self.waits.queued += 1
+        self.waiting += 1
+        try:
+            conn = await self._pool.acquire()
+        except BaseException:
+            self._tick(self._clock())
+            self.waiting -= 1
+            if noted:
+                self.waits.given_up += 1
+            raise
+        now = self._clock()
+        self._tick(now)
+        self.waiting -= 1
+        self.in_use += 1
+        if noted:
+            self.waits.seconds.append(now - asked)
+            self._since[id(conn)] = now
+        return conn
+
+    async def release(self, conn: Any, *, timeout: float | None = None) -> None:  # noqa: ASYNC109 - asyncpg's
+        """Give it back."""
+        try:
+            await self._pool.release(conn, timeout=timeout)
+        finally:
+            now = self._clock()
+            self._tick(now)
+            self.in_use -= 1
+            since = self._since.pop(id(conn), None)
+            if since is not None:
+                self.waits.held += now - since
+                self.waits.given_back += 1
+
+    def _tick(self, now: float) -> None:
+        passed = now - self._changed
+        self._used += passed * self.in_use
+        self._queued += passed * self.waiting
+        self._changed = now
+
+    def get_size(self) -> int:
+        """As asyncpg has it."""
+        return self._pool.get_size()
+
+    def get_idle_size(self) -> int:
+        """As asyncpg has it."""
+        return self._pool.get_idle_size()
+
+    def get_max_size(self) -> int:
+        """As asyncpg has it."""
+        return self._max_size
+
+    async def expire_connections(self) -> None:
+        """As asyncpg has it."""
+        await self._pool.expire_connections()

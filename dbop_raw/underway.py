@@ -1,0 +1,98 @@
+"""`Underway`: a command that has started already, and whose rest is waited for as its caller wants; and `now`.
+
+Most acquires never wait, so no scope with a deadline is made for them; and the answer to a COMMIT is waited for
+without a task of its own, though no cancellation may reach the command. (A task costs three turns of the event
+loop, each a system call; a cancel scope with a deadline, a timer.)
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Generator
+from typing import Any, Generic, TypeVar, cast
+
+__all__ = ["Underway", "now"]
+
+T = TypeVar("T")
+
+
+def now() -> float:
+    """The event loop's time (seconds), by which all deadlines go: `anyio.current_time`, at a sixth of its price."""
+    return asyncio.get_running_loop().time()
+
+
+class Underway(Generic[T]):
+    """An awaitable that was started: it has run up to the first future that it waits for, or to its end.
+
+    Either await it (a cancellation then reaches the command, as always), or `wait` for it (then none does).
+    It stays in the task that made it. What it raises is kept, and raised by `result()`.
+    """
+
+    __slots__ = ("_error", "_pending", "_steps", "_value", "done")
+
+    def __init__(self, command: Awaitable[T]) -> None:
+        self._steps: Any = command.__await__()
+        self._pending: Any = None
+        self._value: T | None = None
+        self._error: BaseException | None = None
+        self.done = False
+        """Has it come to its end?"""
+        self._go_on()
+
+    def _go_on(self, thrown: BaseException | None = None) -> None:
+        """Run up to the next future that is waited for."""
+        try:
+            self._pending = self._steps.send(None) if thrown is None else self._steps.throw(thrown)
+        except StopIteration as stop:
+            self._value = stop.value
+            self.done = True
+        except BaseException as exc:  # noqa: BLE001 - raised by result()
+            self._error = exc
+            self.done = True
+
+    def __await__(self) -> Generator[Any, Any, T]:
+        """Wait for the end; a cancellation goes to the command."""
+        while not self.done:
+            thrown = None
+            try:
+                yield self._pending
+            except BaseException as exc:  # noqa: BLE001 - handed to the command, whose answer it is to give
+                thrown = exc
+            self._go_on(thrown)
+        return self.result()
+
+    async def wait(self, seconds: float | None) -> None:
+        """Wait for the end, at most `seconds`; None: for ever.
+
+        A cancellation is raised here and does not reach the command, which can be waited for again.
+        """
+        loop = asyncio.get_running_loop()
+        until = None if seconds is None else loop.time() + seconds
+        while not self.done:
+            pending = self._pending
+            if not asyncio.isfuture(pending):
+                await asyncio.sleep(0)
+            elif not pending.done():
+                left = None if until is None else max(0.0, until - loop.time())
+                await asyncio.wait({pending}, timeout=left)
+                if not pending.done():
+                    return
+            self._go_on()
+
+    def give_up(self) -> None:
+        """Let the command end as if it was cancelled: nobody waits for it any more."""
+        while not self.done:
+            if asyncio.isfuture(self._pending):
+                self._pending.cancel()
+            self._go_on(asyncio.CancelledError())
+
+    def result(self) -> T:
+        """What it returned; raises what it raised.
+
+        Raises `asyncio.InvalidStateError` while it is under way.
+        """
+        if not self.done:
+            raise asyncio.InvalidStateError
+        if self._error is not None:
+            raise self._error
+        return cast("T", self._value)
