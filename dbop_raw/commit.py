@@ -222,8 +222,9 @@ class CommitTokens:
     async def purge(self, conn: Connection) -> int:
         """Delete the tokens older than `keep` seconds: an operation; gives how many."""
         tag = await conn.execute(
-            f"DELETE FROM {sql.relation(self.table, self.schema)} WHERE at < pg_catalog.now() - "
-            "pg_catalog.make_interval(secs => $1)",
+            f"DELETE FROM {sql.relation(self.table, self.schema)} WHERE at "
+            "OPERATOR(pg_catalog.<) (pg_catalog.now() OPERATOR(pg_catalog.-) "
+            "pg_catalog.make_interval(secs => $1))",
             self.keep,
         )
         return int(tag.rpartition(" ")[2])

@@ -19,6 +19,7 @@ from dbop_raw import events, sql
 from dbop_raw.capacity import Capacity, Checkout
 from dbop_raw.classify import classify
 from dbop_raw.commit import CommitTokens, NotCommitted, Outcome, Record, XidRecord, settle
+from dbop_raw.dsn import check_dsn
 from dbop_raw.errors import (
     CommitUnknown,
     DbopError,
@@ -194,7 +195,9 @@ class Engine:
         `server_settings`, `statement_cache_size`, …). At the end the engine drains for at most 10 s and the
         pool is closed.
         """
-        pool = await asyncpg.create_pool(dsn, **pool_options)
+        check_dsn(dsn)
+        pool = asyncpg.create_pool(dsn, **pool_options)
+        await pool
         try:
             engine = cls(
                 pool,
@@ -445,7 +448,9 @@ class Engine:
         verdict = session.verdict(exc)
         _explain(exc, verdict)
         self._counters.retries += session.retries
-        if self._observer is not None:
+        # Not where it is committed and only its caller is cancelled, nor where it may be: that is in doubt.
+        known = not session.committed and not isinstance(exc, CommitUnknown)
+        if self._observer is not None and known:
             self._emit(
                 events.RolledBack(
                     operation=session.name, sqlstate=verdict.sqlstate, condition=verdict.condition
@@ -472,11 +477,11 @@ class Engine:
 
         The result if it is committed, `NotCommitted` if not, else `doubt`.
         """
-        self._doubt(call.op.name)
         if call.readonly and isinstance(doubt.__cause__, Exception):
             # Nothing was written, so nothing is in doubt: only the connection is lost.
             call.verdict = None
             raise doubt.__cause__
+        self._doubt(call.op.name)
         if not call.resolve or record is None:
             raise doubt
         until = min(call.until, anyio.current_time() + _SETTLE_SECONDS)

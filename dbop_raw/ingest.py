@@ -25,6 +25,7 @@ from dbop_raw.ledger import Ledger
 from dbop_raw.operation import Operation, Scope, to_operation
 from dbop_raw.policy import RetryPolicy, positive_seconds
 from dbop_raw.rejects import Reject, RejectSink
+from dbop_raw.retry import check_policy
 from dbop_raw.session import Session
 
 __all__ = ["RETRY", "IngestReport", "ingest"]
@@ -208,7 +209,7 @@ async def _anext(iterator: AsyncIterator[Item]) -> Item:
 async def ingest(
     engine: Engine,
     source: Iterable[Item] | AsyncIterable[Item],
-    write: Callable[[Sequence[Item]], Operation[BatchResult[Item, Any]]],
+    write: Callable[[Sequence[Item]], Operation[BatchResult[Any, Any]]],
     *,
     size: int = 1000,
     linger: float | None = None,
@@ -259,8 +260,12 @@ async def ingest(
                 "cuts them by the clock"
             )
             raise PolicyError(message)
+    check_policy(retry)
     if not callable(write):
-        message = f"write={write!r} can't be called: give what batch(…) makes"
+        message = (
+            f"write= is an object of type {type(write).__name__}, which can't be called: give what batch(…) "
+            "makes"
+        )
         raise PolicyError(message)
     reader = _Reader(source, size, linger)
     job = _Ingest(
@@ -287,7 +292,7 @@ class _Ingest(Generic[Item]):
 
     engine: Engine
     reader: _Reader[Item]
-    write: Callable[[Sequence[Item]], Operation[BatchResult[Item, Any]]]
+    write: Callable[[Sequence[Item]], Operation[BatchResult[Any, Any]]]
     size: int
     retry: RetryPolicy
     rejects: RejectSink | None
@@ -297,6 +302,8 @@ class _Ingest(Generic[Item]):
     progress: Callable[[IngestReport], None] | None
     sink_lock: anyio.Lock = field(default_factory=anyio.Lock)
     done: dict[int, int] = field(default_factory=dict)
+    # Rejects of chunks that are not committed yet: they count for the skip limit of all.
+    failing: dict[int, int] = field(default_factory=dict)
     tally: _Tally = field(default_factory=lambda: _Tally(since=anyio.current_time()))
 
     async def run(self, workers: int) -> IngestReport:
@@ -356,7 +363,6 @@ class _Ingest(Generic[Item]):
             if self.order_by is not None:
                 chunk = _sorted(chunk, self.order_by)
             await self._one(chunk)
-            self.tally.in_flight -= 1
 
     def _skip(self, chunk: _Chunk[Item]) -> None:
         known = self.done.get(chunk.number)
@@ -384,7 +390,7 @@ class _Ingest(Generic[Item]):
             nonlocal starts, last
             starts += 1
             result = await to_operation(self.write(chunk.items)).step(scope)
-            self._check_limit(result)
+            self._check_limit(chunk, result)
             if record is not None:
                 # Where no item reached the server, the chunk's row must all the same.
                 await scope.flush()
@@ -400,26 +406,34 @@ class _Ingest(Generic[Item]):
             if record is None or not record.is_duplicate(exc):
                 raise
             # Another process with the same ledger was first, or our own COMMIT of a run before.
+            self._landed(chunk)
             self._skip(chunk)
             return
         except asyncio.CancelledError:
             if last is not None and isinstance(last[0], Session) and last[0].committed:
                 # The COMMIT was on its way, and came through: the chunk is in, and what it rejected must not
                 # be lost.
-                self.tally.in_flight -= 1
                 await self._settle(chunk, last[1], starts)
             raise
         await self._settle(chunk, result, starts)
 
     async def _settle(self, chunk: _Chunk[Item], result: BatchResult[Item, Any], starts: int) -> None:
         """A chunk is committed: count it, and keep its rejects."""
+        self._landed(chunk)
         self._count(result, starts)
         if self.ledger is None:
             await self._reject(chunk, result.failed)
         self._finished(chunk, result.written, len(result.failed), skipped=False)
 
-    def _check_limit(self, result: BatchResult[Item, Any]) -> None:
-        if self.skip_limit is not None and self.tally.rejected + len(result.failed) > self.skip_limit:
+    def _landed(self, chunk: _Chunk[Item]) -> None:
+        """A chunk is in: by this call, or by another that has the same ledger."""
+        self.tally.in_flight -= 1
+        self.failing.pop(chunk.number, None)
+
+    def _check_limit(self, chunk: _Chunk[Item], result: BatchResult[Item, Any]) -> None:
+        self.failing[chunk.number] = len(result.failed)
+        rejected = self.tally.rejected + sum(self.failing.values())
+        if self.skip_limit is not None and rejected > self.skip_limit:
             raise SkipLimitExceeded(limit=self.skip_limit, failed=result.failed)
 
     def _count(self, result: BatchResult[Item, Any], starts: int) -> None:

@@ -59,7 +59,9 @@ class Ledger:
         Raises `PolicyError` when they were cut with another `size`: then the chunks' numbers mean other
         items.
         """
-        rows = await conn.fetch(f"SELECT chunk, size, items FROM {self.relation} WHERE name = $1", self.name)
+        rows = await conn.fetch(
+            f"SELECT chunk, size, items FROM {self.relation} WHERE name OPERATOR(pg_catalog.=) $1", self.name
+        )
         other = {row["size"] for row in rows} - {size}
         if other:
             message = (

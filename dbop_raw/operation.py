@@ -481,6 +481,15 @@ def name_of(function: object) -> str:
     return name if isinstance(name, str) else type(function).__qualname__
 
 
+def _kind(thing: object) -> str:
+    """What a message says of a thing that is not what it should be: it may be an item, or hold a secret."""
+    return (
+        f"the class {thing.__qualname__}"
+        if isinstance(thing, type)
+        else f"an object of type {type(thing).__name__}"
+    )
+
+
 def to_operation(op: AnyOperation[T]) -> Operation[T]:
     """`op` itself if it is an `Operation`, else one whose body is `op`.
 
@@ -493,14 +502,15 @@ def to_operation(op: AnyOperation[T]) -> Operation[T]:
         if inspect.iscoroutine(op):
             op.close()
         message = (
-            f"{op!r} is an awaitable that exists already and can run only once: give the function itself, or "
-            "`lambda conn: f(conn, …)`, so that it can be called with a connection, and again for a retry"
+            f"{_kind(op)} is an awaitable that exists already and can run only once: give the function "
+            "itself, or `lambda conn: f(conn, …)`, so that it can be called with a connection, and again for "
+            "a retry"
         )
         raise TypeError(message)
     if isinstance(op, type) or not callable(op):
         message = (
-            f"{op!r} is not an operation: give an async function that takes a connection, or what @operation"
-            " makes"
+            f"{_kind(op)} is not an operation: give an async function that takes a connection, or what "
+            "@operation makes"
         )
         raise TypeError(message)
     if inspect.isgeneratorfunction(op) or inspect.isasyncgenfunction(op):
@@ -579,7 +589,7 @@ def pipe(op: AnyOperation[T], *wrappers: Wrapper) -> Operation[T]:
     for wrapper in wrappers:
         wrapped = wrapper(result) if callable(wrapper) else None
         if not isinstance(wrapped, Operation):
-            message = f"{wrapper!r} is not a wrapper: use timeout(…), retry(…), savepoint, or chain(…)"
+            message = f"{_kind(wrapper)} is not a wrapper: use timeout(…), retry(…), savepoint, or chain(…)"
             raise TypeError(message)
         result = wrapped
     return result
@@ -589,6 +599,6 @@ def chain(*wrappers: Wrapper) -> Chain:
     """Name a list of wrappers, to use it again; it is applied as `pipe` applies them."""
     for wrapper in wrappers:
         if not callable(wrapper):
-            message = f"{wrapper!r} is not a wrapper: use timeout(…), retry(…), savepoint, or chain(…)"
+            message = f"{_kind(wrapper)} is not a wrapper: use timeout(…), retry(…), savepoint, or chain(…)"
             raise TypeError(message)
     return Chain(wrappers)

@@ -5,6 +5,7 @@ Written once, and each failure is repaired where it can be: by the savepoint her
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -53,7 +54,8 @@ class Retrying:
         reason = None
         if tries.started >= self.policy.attempts:
             reason = "attempts"
-        elif anyio.current_time() + delay >= deadline:
+        elif -math.inf < deadline <= anyio.current_time() + delay:
+            # -inf: the caller is cancelled. That is no lack of time, and the wait that follows will raise it.
             reason = "deadline"
         elif self.budget is not None and not self.budget.withdraw(
             2.0 if verdict.sqlstate in _DOUBLE_COST else 1.0

@@ -171,7 +171,7 @@ class Session(Scope):
             self.drop_pending()
             return
         self.drop_pending()
-        # Not simply awaited: asyncio's task.cancel() would then cancel the COMMIT itself, whatever shields it.
+        # Not simply awaited: asyncio's task.cancel() would cancel the COMMIT itself, whatever shields it.
         answer: Underway[str] = Underway(self.conn.execute(sql.COMMIT))
         cancelled: BaseException | None = None
         try:

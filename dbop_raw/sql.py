@@ -132,7 +132,8 @@ def set_limits(limits: Limits) -> str:
 def save_limits() -> str:
     """Keep the two settings as they are now, for `restore_limits` later in the same transaction."""
     return (
-        "SELECT pg_catalog.set_config('dbop_raw.' || n, pg_catalog.current_setting(n), true) "
+        "SELECT pg_catalog.set_config('dbop_raw.' OPERATOR(pg_catalog.||) n, "
+        "pg_catalog.current_setting(n), true) "
         "FROM pg_catalog.unnest('{statement_timeout,lock_timeout}'::pg_catalog.text[]) AS n"
     )
 
@@ -140,7 +141,8 @@ def save_limits() -> str:
 def restore_limits() -> str:
     """Put back what `save_limits` kept."""
     return (
-        "SELECT pg_catalog.set_config(n, pg_catalog.current_setting('dbop_raw.' || n), true) "
+        "SELECT pg_catalog.set_config(n, "
+        "pg_catalog.current_setting('dbop_raw.' OPERATOR(pg_catalog.||) n), true) "
         "FROM pg_catalog.unnest('{statement_timeout,lock_timeout}'::pg_catalog.text[]) AS n"
     )
 

@@ -1,8 +1,8 @@
-"""`Underway`: a command that has started already, and whose rest is waited for as its caller wants; and `now`.
+"""`Underway`: a command that has started, and whose rest is waited for as its caller wants; and `now`.
 
-Most acquires never wait, so no scope with a deadline is made for them; and the answer to a COMMIT is waited for
-without a task of its own, though no cancellation may reach the command. (A task costs three turns of the event
-loop, each a system call; a cancel scope with a deadline, a timer.)
+Most acquires never wait, so no scope with a deadline is made for them; and the answer to a COMMIT is waited
+for without a task of its own, though no cancellation may reach the command. (A task costs three turns of the
+event loop, each a system call; a cancel scope with a deadline, a timer.)
 """
 
 from __future__ import annotations
@@ -17,8 +17,31 @@ T = TypeVar("T")
 
 
 def now() -> float:
-    """The event loop's time (seconds), by which all deadlines go: `anyio.current_time`, at a sixth of its price."""
+    """The event loop's time in seconds, by which all deadlines go: `anyio.current_time`, at less cost."""
     return asyncio.get_running_loop().time()
+
+
+async def _settled(
+    loop: asyncio.AbstractEventLoop, pending: asyncio.Future[Any], seconds: float | None
+) -> None:
+    """Wait until `pending` is done, or `seconds` have passed: `asyncio.wait` for one future.
+
+    The caller waits for a future of its own, so that a cancellation does not cancel `pending`.
+    """
+    waiter: asyncio.Future[None] = loop.create_future()
+
+    def wake(_: object = None) -> None:
+        if not waiter.done():
+            waiter.set_result(None)
+
+    pending.add_done_callback(wake)
+    timer = None if seconds is None else loop.call_later(seconds, wake)
+    try:
+        await waiter
+    finally:
+        pending.remove_done_callback(wake)
+        if timer is not None:
+            timer.cancel()
 
 
 class Underway(Generic[T]):
@@ -74,7 +97,7 @@ class Underway(Generic[T]):
                 await asyncio.sleep(0)
             elif not pending.done():
                 left = None if until is None else max(0.0, until - loop.time())
-                await asyncio.wait({pending}, timeout=left)
+                await _settled(loop, pending, left)
                 if not pending.done():
                     return
             self._go_on()

@@ -10,7 +10,7 @@ __all__ = ["InstantConnection", "InstantPool", "instant_pool"]
 
 
 class InstantConnection:
-    """As much of a connection as an operation needs. It knows BEGIN, COMMIT and ROLLBACK, and runs nothing."""
+    """As much of a connection as an operation needs: it knows BEGIN and COMMIT, and runs nothing."""
 
     def __init__(self) -> None:
         self._in_transaction = False

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import statistics
 import sys
 import time
 from collections.abc import Sequence
@@ -12,27 +11,11 @@ from typing import Any
 
 import asyncpg
 
+from bench.figures import Figures, rotated
 from bench.peers.peer import Way, missing
 from bench.peers.work import Row, State, Work, state_of
 
-__all__ = ["Figures", "Measured", "measure_ways", "said"]
-
-
-@dataclass(slots=True)
-class Figures:
-    """One figure, once a round."""
-
-    samples: list[float] = field(default_factory=list)
-
-    @property
-    def median(self) -> float:
-        """The middle of the rounds."""
-        return statistics.median(self.samples)
-
-    @property
-    def spread(self) -> float:
-        """(largest - smallest) / median: how far the rounds lie apart."""
-        return (max(self.samples) - min(self.samples)) / self.median if self.median else 0.0
+__all__ = ["Measured", "measure_ways", "said"]
 
 
 @dataclass(slots=True)
@@ -63,9 +46,7 @@ async def measure_ways(
     try:
         expected = await work.prepare(conn)
         for turn in range(rounds):
-            # Each round begins with another way, so that none always comes first.
-            start = turn % len(measured)
-            for one in measured[start:] + measured[:start]:
+            for one in rotated(measured, turn):
                 if one.reason is None:
                     await _once(conn, through or dsn, work, one, expected, chunk)
     finally:

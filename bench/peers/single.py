@@ -7,16 +7,16 @@ import gc
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
-from collections.abc import AsyncIterator
 from urllib.parse import urlsplit
 
 import asyncpg
 
-from bench.peers.measure import Figures, said
+from bench.figures import Figures, rotated
+from bench.peers.measure import said
 from bench.peers.peer import Once, Single, missing
 from dbop_raw.testing import FaultProxy
 
@@ -31,6 +31,10 @@ BEGIN
     INSERT INTO peer_single (body) VALUES (peer_write.body);
 END $$;
 """
+_FLUSH = (
+    "DO $$ BEGIN EXECUTE "
+    "format('ALTER DATABASE %I SET synchronous_commit TO {value}', current_database()); END $$"
+)
 
 
 @dataclass(slots=True)
@@ -59,18 +63,20 @@ async def measure_singles(
     conn = await asyncpg.connect(dsn)
     try:
         await conn.execute(_SCHEMA)
+        # For all alike: waiting for the disk would hide what the client's side costs.
+        await conn.execute(_FLUSH.format(value="off"))
         for one in measured:
             await _guarded(one, _count(conn, dsn, one))
         for turn in range(rounds):
-            start = turn % len(measured)
-            for one in measured[start:] + measured[:start]:
+            for one in rotated(measured, turn):
                 await _guarded(one, _time(conn, dsn, far, one, calls))
     finally:
+        await conn.execute(_FLUSH.format(value="on"))
         await conn.close()
     return measured
 
 
-async def _guarded(one: SingleMeasured, work: Any) -> None:
+async def _guarded(one: SingleMeasured, work: Coroutine[Any, Any, None]) -> None:
     """Await `work`; what goes wrong is the way's reason to have no figures."""
     if one.reason is not None:
         work.close()

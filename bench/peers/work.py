@@ -48,7 +48,7 @@ class Work:
 
     @property
     def insert(self) -> str:
-        """The INSERT of one row, with parameters $1, $2, …"""
+        """The INSERT of one row, with a parameter for each column."""
         holes = ", ".join(f"${place}" for place in range(1, len(self.columns) + 1))
         return f"INSERT INTO {self.relation} ({self.column_list}) VALUES ({holes})"
 
@@ -89,14 +89,15 @@ def text_rows_of(rows: Sequence[Row]) -> list[list[str | None]]:
 def two_columns(total: int, bad_share: float, *, seed: int = 1) -> Work:
     """`total` rows of a number and a text.
 
-    `bad_share` of them, spread at random, are bad: every second one has NULL where none may be, the others
+    `bad_share` of them, spread at random and never the first, are bad: every second one has NULL where none may be, the others
     have the key of a good row before them.
     """
     rng = random.Random(seed)
-    bad = set(rng.sample(range(1, total), round(bad_share * total)))
+    bad = set(rng.sample(range(1, total), min(total - 1, round(bad_share * total))))
     rows: list[Row] = []
     good: list[Row] = []
     for index in range(total):
+        row: Row
         if index not in bad:
             row = (index, f"event {index} {rng.randrange(10**9)}")
             good.append(row)

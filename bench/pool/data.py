@@ -6,7 +6,6 @@ import math
 from dataclasses import asdict
 from typing import Any
 
-from bench.pool.histogram import Histogram
 from bench.pool.measure import Measured
 from bench.pool.model import Estimate, Fit, little
 from bench.pool.sampler import Sample, ServerSide
@@ -24,6 +23,7 @@ def sweep_data(found: Sweep) -> dict[str, Any]:
             "size": advice.size,
             "leaning": advice.leaning,
             "sentence": advice.sentence,
+            "by_formula": advice.by_formula,
             "formula": advice.formula,
             "standings": [
                 {
@@ -137,8 +137,3 @@ def _burst(one: Burst) -> dict[str, Any]:
         "p99": one.latencies.at(99),
         "errors": dict(one.errors),
     }
-
-
-def percent_curve(histogram: Histogram, steps: tuple[float, ...]) -> list[float]:
-    """The durations at some percentiles: what a chart of a distribution needs."""
-    return [histogram.at(percent) for percent in steps]

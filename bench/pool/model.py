@@ -27,6 +27,10 @@ CONFIDENCE = 0.95
 # Three parameters: fewer sizes than this leave nothing to judge the fit by.
 FEWEST_SIZES = 4
 DRAWS = 2000
+# The exponential of more than this is no float any more.
+LARGEST_LOG = 700.0
+# A peak at more than so many times the largest size that was measured is none.
+FAR = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +51,7 @@ class Fit:
     sigma: Estimate
     kappa: Estimate
     peak: Estimate | None
-    """The size of the largest throughput. None: it rises for ever, as far as this can tell (`kappa` is 0)."""
+    """The size of the largest throughput. None: it is far beyond what was measured (`kappa` is nearly 0)."""
     explained: float
     """R²: the share of the variation between the measurements that the law explains."""
     draws: tuple[tuple[float, float, float], ...]
@@ -92,7 +96,7 @@ def fit(sizes: Sequence[float], throughputs: Sequence[float], *, seed: int = 1) 
         rate,
         sigma,
         kappa,
-        peak=_peak(best, draws),
+        peak=_peak(best, draws, float(x.max())),
         explained=1 - residual / total if total else 1.0,
         draws=tuple((float(a), float(b), float(c)) for a, b, c in draws),
     )
@@ -117,14 +121,17 @@ def _interval(values: Floats) -> tuple[float, float]:
     return float(low), float(high)
 
 
-def _peak(best: Floats, draws: Floats) -> Estimate | None:
+def _peak(best: Floats, draws: Floats, largest: float) -> Estimate | None:
     """Where the curve is highest; the upper end is infinite where the data allow that it never falls."""
-    if best[2] <= 0:
+    value = math.sqrt(max(1 - best[1], 0.0) / best[2]) if best[2] > 0 else math.inf
+    if value > largest * FAR:
         return None
-    with np.errstate(divide="ignore"):
-        peaks = np.sqrt(np.maximum(1 - draws[:, 1], 0) / draws[:, 2])
-    low, high = np.quantile(peaks, [0.025, 0.975], method="nearest")
-    return Estimate(math.sqrt(max(1 - best[1], 0.0) / best[2]), float(low), float(high))
+    falls = draws[:, 2] > 0
+    peaks = np.full(len(draws), np.inf)
+    peaks[falls] = np.sqrt(np.maximum(1 - draws[falls, 1], 0) / draws[falls, 2])
+    tail = (1 - CONFIDENCE) / 2
+    low, high = np.quantile(peaks, [tail, 1 - tail], method="nearest")
+    return Estimate(value, float(low), float(high))
 
 
 def little(throughput: float, hold: float) -> float:
@@ -142,4 +149,4 @@ def relative_interval(values: Sequence[float], *, confidence: float = 0.9) -> Es
     if count == 1:
         return Estimate(math.exp(mean), 0.0, math.inf)
     half = float(student.ppf((1 + confidence) / 2, count - 1) * logs.std(ddof=1) / math.sqrt(count))
-    return Estimate(math.exp(mean), math.exp(mean - half), math.exp(mean + half))
+    return Estimate(math.exp(mean), math.exp(mean - half), math.exp(min(mean + half, LARGEST_LOG)))

@@ -58,8 +58,10 @@ class Advice:
     leaning: int
     """The size itself, or what it would be by the means alone."""
     sentence: str
+    by_formula: int
+    """The size that the common formula gives …"""
     formula: str
-    """What the common formula says, and how that compares."""
+    """… and how it compares, in one sentence."""
     standings: tuple[Standing, ...]
 
 
@@ -74,10 +76,10 @@ def recommend(points: Sequence[SizePoint], *, cores: int, limit: str = "") -> Ad
     Sizes are compared round by round, so that what slows a whole round down counts for nothing. `limit` is
     what is known to have held the throughput down ("the client's CPU …"), for the sentence.
     """
-    best = _best(points)
+    best, by_formula = _best(points), formula_size(cores)
     if fmean(best.throughput) <= 0:
         nothing = "The data can't decide: no request succeeded."
-        return Advice(None, points[0].size, nothing, _formula(points, (), cores), ())
+        return Advice(None, points[0].size, nothing, by_formula, _formula(points, (), cores), ())
     standings = _standings(points, best)
     leaning = next((one for one in standings if _probably(one)), None)
     chosen = next((one for one in standings if one.good != "no"), None)
@@ -93,7 +95,8 @@ def recommend(points: Sequence[SizePoint], *, cores: int, limit: str = "") -> Ad
     else:
         leaning_size = leaning.size
         sentence = _undecided(points, standings, chosen, leaning_size)
-    return Advice(size, leaning_size, sentence + tail, _formula(points, standings, cores), standings)
+    formula = _formula(points, standings, cores)
+    return Advice(size, leaning_size, sentence + tail, by_formula, formula, standings)
 
 
 # --- how sizes compare

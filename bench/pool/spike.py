@@ -54,7 +54,7 @@ class SpikeRow:
     @property
     def name(self) -> str:
         """For a person."""
-        return "full from the start" if self.least == self.size else "grows on demand"
+        return f"{'full' if self.least == self.size else 'grows'}, {self.least} to {self.size}"
 
     @property
     def latencies(self) -> Histogram:
@@ -137,7 +137,7 @@ def _sentence(rows: tuple[SpikeRow, ...], options: Options) -> str:
         return "The data can't decide: a pool of one connection can't grow, or no request succeeded."
     slow, quick = f"{growing.p99 * 1000:.0f} ms", f"{full.p99 * 1000:.0f} ms"
     return (
-        f"A burst of {options.burst} requests, with {options.connect_delay * 1000:.3g} ms to open a connection: "
+        f"A burst of {options.burst} requests, {options.connect_delay * 1000:.3g} ms to open a connection: "
         f"in a pool that grows on demand (min_size 1, max_size {rows[0].size}) the p99 is {slow}, "
         f"{growing.p99 / full.p99:.1f} times that of a pool that is full from the start ({quick})."
     )

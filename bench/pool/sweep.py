@@ -1,4 +1,4 @@
-"""All sizes, in rounds: each measures every size once, with the engine and without, in an order of its own."""
+"""All sizes, in rounds: each measures every size once, with the engine and without, in its own order."""
 
 from __future__ import annotations
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -10,7 +11,7 @@ from bench.pool.model import Estimate, little
 from bench.pool.spike import Spike
 from bench.pool.sweep import Row, Sweep
 
-__all__ = ["Table", "duration", "spike_tables", "sweep_tables"]
+__all__ = ["Table", "milliseconds", "spike_tables", "sweep_tables"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,12 +36,12 @@ class Table:
         return "\n".join([*lines, *(["", self.note] if self.note else []), ""])
 
 
-def duration(seconds: float) -> str:
-    """With two or three digits, and its unit."""
-    if seconds >= 1:
-        return f"{seconds:.3g} s"
-    milliseconds = seconds * 1000
-    return f"{milliseconds:.2f} ms" if milliseconds < 10 else f"{milliseconds:.0f} ms"
+def milliseconds(seconds: float) -> str:
+    """With three digits or more."""
+    value = seconds * 1000
+    if value >= 100:
+        return f"{value:,.0f}"
+    return f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
 def sweep_tables(found: Sweep) -> list[Table]:
@@ -48,8 +49,8 @@ def sweep_tables(found: Sweep) -> list[Table]:
     advice, sizes = found.advice, [row.cell.size for row in found.of("dbop_raw")]
     marked = sizes.index(advice.leaning)
     return [
-        _main("dbop_raw", found.of("dbop_raw"), marked),
-        _main("asyncpg by hand: pool.acquire() and the same SQL", found.of("asyncpg"), None),
+        _main("dbop_raw, times in ms", found.of("dbop_raw"), marked),
+        _main("asyncpg by hand, times in ms: pool.acquire() and the same SQL", found.of("asyncpg"), None),
         _waits(found.of("dbop_raw"), marked),
         _server(found.of("dbop_raw")),
         _model(found),
@@ -64,17 +65,20 @@ def _main(title: str, rows: Sequence[Row], marked: int | None) -> Table:
             (
                 str(row.cell.size),
                 f"{row.throughput:,.0f}",
-                f"{low:,.0f} to {high:,.0f}",
+                f"{(high - low) / 2 / row.throughput:.1%}" if row.throughput else "",
                 *_percentiles(row.latencies.spread()),
                 f"{row.failed:.2%}" if row.failed else "0",
             )
         )
-    head = ("size", "requests/s", "by round", "p50", "p95", "p99", "p99.9", "max", "failed")
-    return Table(title, head, tuple(lines), marked=marked)
+    note = "`±`: half of what lies between the slowest round and the quickest."
+    head = ("size", "req/s", "±", "p50", "p95", "p99", "p99.9", "max", "failed")
+    return Table(title, head, tuple(lines), note if marked is not None else "", marked)
 
 
 def _percentiles(spread: Spread) -> tuple[str, ...]:
-    return tuple(duration(value) for value in (spread.p50, spread.p95, spread.p99, spread.p999, spread.max))
+    return tuple(
+        milliseconds(value) for value in (spread.p50, spread.p95, spread.p99, spread.p999, spread.max)
+    )
 
 
 def _waits(rows: Sequence[Row], marked: int) -> Table:
@@ -91,10 +95,11 @@ def _waits(rows: Sequence[Row], marked: int) -> Table:
         for row in rows
     )
     note = (
-        "dbop_raw. `waited`: found all connections taken; the percentiles are of all waits, none as 0. `in use`: "
-        "connections, on average over the time; `by Little`: the same, as throughput times the mean hold."
+        "dbop_raw. `waited`: found all connections taken; the percentiles are of all waits, none as 0. "
+        "`in use`: connections, on average over the time; `by Little`: the same, as throughput times the "
+        "mean hold."
     )
-    return Table("The wait for a connection", head, lines, note, marked)
+    return Table("The wait for a connection, in ms", head, lines, note, marked)
 
 
 def _server(rows: Sequence[Row]) -> Table:
@@ -112,9 +117,10 @@ def _server(rows: Sequence[Row]) -> Table:
             )
         )
     note = (
-        "dbop_raw. Means over samples of pg_stat_activity: backends with a statement, those of them that wait "
-        "inside the server, and what the backends did (CPU: no wait of the server's own; Client:ClientRead: in a "
-        "transaction, the client's turn). `client`: of one core, used by the measuring process."
+        "dbop_raw. Means over samples of pg_stat_activity: backends with a statement, those of them that "
+        "wait inside the server, and what the backends did (CPU: no wait of the server's own; "
+        "Client:ClientRead: in a transaction, the client's turn). `client`: of one core, used by the "
+        "measuring process."
     )
     head = ("size", "active", "waiting", "client", "backends by wait event")
     return Table("The server meanwhile", head, tuple(lines), note)
@@ -131,25 +137,26 @@ def _model(found: Sweep) -> Table:
         ("kappa, what each costs each other", f"{law.kappa.value:.3g}", _interval(law.kappa, ".3g")),
     ]
     if law.peak is None:
-        lines.append(("size of the peak", "none", "the fitted curve does not fall"))
+        lines.append(("size of the peak", "none", "far beyond what was measured"))
     else:
         lines.append(("size of the peak", f"{law.peak.value:.1f}", _interval(law.peak, ".1f")))
     return Table(title, head, tuple(lines), f"R² = {law.explained:.3f}.")
 
 
 def _interval(estimate: Estimate, form: str) -> str:
+    if math.isinf(estimate.high):
+        return f"{estimate.low:{form}} or more"
     return f"{estimate.low:{form}} to {estimate.high:{form}}"
 
 
 def spike_tables(found: Spike) -> list[Table]:
     """The bursts."""
-    head = ("pool", "min to max", "opened", "until all done", "p50", "p95", "p99", "p99.9", "max", "failed")
+    head = ("pool", "opened", "all done", "p50", "p95", "p99", "p99.9", "max", "failed")
     lines = tuple(
         (
             row.name,
-            f"{row.least} to {row.size}",
             f"{row.mean('opened'):.1f}",
-            duration(row.mean("seconds")),
+            milliseconds(row.mean("seconds")),
             *_percentiles(row.latencies.spread()),
             str(sum(sum(burst.errors.values()) for burst in row.bursts)),
         )
@@ -157,6 +164,8 @@ def spike_tables(found: Spike) -> list[Table]:
     )
     waits = tuple((row.name, *_percentiles(row.waits.spread())) for row in found.rows)
     return [
-        Table("A burst", head, lines, "`opened`: connections that were opened during a burst, on average."),
-        Table("The wait for a connection", ("pool", "p50", "p95", "p99", "p99.9", "max"), waits),
+        Table(
+            "A burst, times in ms", head, lines, "`opened`: connections opened during a burst, on average."
+        ),
+        Table("The wait for a connection, in ms", ("pool", "p50", "p95", "p99", "p99.9", "max"), waits),
     ]

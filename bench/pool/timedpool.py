@@ -42,8 +42,10 @@ class TimedPool:
         self.waiting = 0
         # Connection seconds and waiting seconds up to the last change.
         self._used, self._queued, self._changed = 0.0, 0.0, self._clock()
-        # When a connection was taken by somebody who is noted.
+        # When a connection was taken, by those who are noted.
         self._since: dict[int, float] = {}
+        # Connections that are on their way back, the oldest first.
+        self._leaving: dict[int, None] = {}
 
     def as_pool(self) -> asyncpg.Pool:
         """Itself, for an `Engine`, which asks only for what is here."""
@@ -77,6 +79,9 @@ class TimedPool:
         now = self._clock()
         self._tick(now)
         self.waiting -= 1
+        if self.in_use >= self._max_size and self._leaving:
+            # One is back already: who gave it back has not had its turn yet in this busy loop.
+            self._left(next(iter(self._leaving)), now)
         self.in_use += 1
         if noted:
             self.waits.seconds.append(now - asked)
@@ -85,16 +90,23 @@ class TimedPool:
 
     async def release(self, conn: Any, *, timeout: float | None = None) -> None:  # noqa: ASYNC109 - asyncpg's
         """Give it back."""
+        # asyncpg makes a new proxy for each who takes a connection, so while it lives its id is its own.
+        key = id(conn)
+        self._leaving[key] = None
         try:
             await self._pool.release(conn, timeout=timeout)
         finally:
-            now = self._clock()
-            self._tick(now)
-            self.in_use -= 1
-            since = self._since.pop(id(conn), None)
-            if since is not None:
-                self.waits.held += now - since
-                self.waits.given_back += 1
+            if key in self._leaving:
+                self._left(key, self._clock())
+
+    def _left(self, key: int, now: float) -> None:
+        self._tick(now)
+        del self._leaving[key]
+        self.in_use -= 1
+        since = self._since.pop(key, None)
+        if since is not None:
+            self.waits.held += now - since
+            self.waits.given_back += 1
 
     def _tick(self, now: float) -> None:
         passed = now - self._changed

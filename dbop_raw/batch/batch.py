@@ -119,7 +119,8 @@ def batch(
     for needed in ("write", "write_rows", "name", "opaque"):
         if not hasattr(writer, needed):
             message = (
-                f"batch({writer!r}): give a writer: each(…), execute_many(…), copy_into(…) or copy_text(…)"
+                f"batch() got an object of type {type(writer).__name__}: give a writer: each(…), "
+                "execute_many(…), copy_into(…) or copy_text(…)"
             )
             raise PolicyError(message)
     check_policy(retry)

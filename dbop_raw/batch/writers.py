@@ -133,7 +133,10 @@ def each(make_op: Callable[[Item], AnyOperation[R]]) -> Each[Item, R]:
     done again. So it must have no effect outside of the transaction.
     """
     if not callable(make_op):
-        message = f"each({make_op!r}): give a function that makes an operation from an item"
+        message = (
+            f"each() got an object of type {type(make_op).__name__}: give a function that makes an operation "
+            "from an item"
+        )
         raise PolicyError(message)
     return Each(make_op)
 

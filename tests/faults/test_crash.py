@@ -298,7 +298,7 @@ class TestABackendThatIsKilled:
 async def _wait_for_row(connection: asyncpg.Connection, number: int) -> None:
     async with asyncio.timeout(5):
         while not await connection.fetchval("SELECT count(*) FROM t WHERE id = $1", number):
-            await asyncio.sleep(0.005)
+            await connection.execute("SELECT pg_sleep(0.005)")
 
 
 def _recovered(server: Server, dsn: str) -> None:
@@ -384,11 +384,11 @@ class TestBackendsThatAreTerminated:
         rows = await rows_of(database)
         unknown = {number for number, exc in failed.items() if isinstance(exc, CommitUnknown)}
         print(  # noqa: T201 - figures
-            f"{by}: {killed} killed, {len(acknowledged)} acknowledged, {len(unknown)} CommitUnknown, in doubt "
-            f"{stats.commits_in_doubt} (committed {stats.commits_found_committed}, aborted "
+            f"{by}: {killed} killed, {len(acknowledged)} acknowledged, {len(unknown)} CommitUnknown, in "
+            f"doubt {stats.commits_in_doubt} (committed {stats.commits_found_committed}, aborted "
             f"{stats.commits_found_aborted}), evicted {stats.evicted}; whole after {whole:.3f} s"
         )
-        assert killed > 20
+        assert (killed or 0) > 20
         assert set(rows.values()) == {1}, "doubled"
         assert acknowledged <= rows.keys(), "lost"
         assert rows.keys() - acknowledged <= unknown

@@ -18,6 +18,7 @@ ROOT = Path(dbop_raw.__file__).parent
 # ends in "." is a folder of one rank, whose modules may import each other. A new module needs a line here.
 ORDER = (
     "errors",
+    "dsn",
     "sqlstate",
     "classify",
     "policy",
