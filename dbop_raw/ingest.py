@@ -434,7 +434,7 @@ class _Ingest(Generic[Item]):
         self.failing[chunk.number] = len(result.failed)
         rejected = self.tally.rejected + sum(self.failing.values())
         if self.skip_limit is not None and rejected > self.skip_limit:
-            raise SkipLimitExceeded(limit=self.skip_limit, failed=result.failed)
+            raise SkipLimitExceeded(limit=self.skip_limit, failed=result.failed, total=rejected)
 
     def _count(self, result: BatchResult[Item, Any], starts: int) -> None:
         tally = self.tally

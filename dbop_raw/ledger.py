@@ -82,7 +82,7 @@ async def install(ledger: Ledger, conn: Connection) -> None:
     """`Ledger.install`, where another process may do the same at the same moment."""
     try:
         await ledger.install(conn)
-    except (asyncpg.UniqueViolationError, asyncpg.DuplicateTableError):
+    except (asyncpg.UniqueViolationError, asyncpg.DuplicateTableError, asyncpg.DuplicateObjectError):
         # IF NOT EXISTS does not see a table that another transaction is creating now; it is there all the
         # same.
         return

@@ -42,14 +42,14 @@ class Pair:
         return self.seconds.median / self.bare_seconds.median
 
 
-async def items(dsn: str, sizes: Sequence[int], *, rounds: int) -> list[Pair]:
+async def items(dsn: str, sizes: Sequence[int], *, rounds: int, most_repeats: int = 20) -> list[Pair]:
     """Clean batches of each writer, from small to large."""
     pairs = []
     for size in sizes:
         work = two_columns(size, 0.0)
         for writer in ("copy_into", "copy_text", "execute_many"):
-            # One round of a small batch says little: the same number of rows for all, up to a limit.
-            repeats = max(1, min(50, 10_000 // size))
+            # One run of a small batch says little.
+            repeats = max(1, min(most_repeats, 10_000 // size))
             pairs.append(await _pair(dsn, work, writer, rounds=rounds, repeats=repeats))
     return pairs
 

@@ -26,7 +26,7 @@ def draw(report: CostReport, path: Path) -> Path | None:
     _bars(axes[0][0], report)
     _rates(axes[0][1], report)
     _lines(axes[1][0], report, "failures", "share of bad rows (copy_into)")
-    _lines(axes[1][1], report, "workers", "ingest")
+    _lines(axes[1][1], report, "workers", "workers of an ingest")
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
     return path

@@ -35,6 +35,8 @@ class Sizes:
     sizes: tuple[int, ...] = (100, 1_000, 10_000, 100_000, 1_000_000)
     """Items of the clean batches."""
     batch_rounds: int = 5
+    repeats: int = 20
+    """Of a small batch, a round."""
     bad: tuple[float, ...] = (0.0, 0.001, 0.01, 0.1, 0.5, 1.0)
     rows: int = 20_000
     """Items of the batches with bad ones."""
@@ -49,6 +51,7 @@ QUICK = Sizes(
     calls=30,
     sizes=(100, 1_000),
     batch_rounds=1,
+    repeats=1,
     bad=(0.0, 0.1),
     rows=500,
     workers=(1, 2),
@@ -112,7 +115,7 @@ async def measure(dsn: str, sizes: Sizes, *, embedded: bool = True, quick: bool 
         trips = {"direct": await round_trip(dsn), "slow": await round_trip(far)}
         slow_wire = await measure_wire(far, rounds=sizes.rounds, calls=max(5, sizes.calls // 10))
     _say("batches")
-    items = await batches.items(dsn, sizes.sizes, rounds=sizes.batch_rounds)
+    items = await batches.items(dsn, sizes.sizes, rounds=sizes.batch_rounds, most_repeats=sizes.repeats)
     _say("batches with bad rows")
     failures = await batches.failures(dsn, sizes.bad, rows=sizes.rows, rounds=sizes.batch_rounds)
     _say("workers")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 from pathlib import Path
 from typing import Any
 
@@ -51,4 +52,5 @@ def _panel(axis: Any, case: Case) -> None:
     axis.tick_params(labelsize=8)
     for place, value in enumerate(medians):
         axis.text(value * 1.05, place, f"{value:,.0f}", va="center", fontsize=7)
-    axis.set_xlim(right=max(medians) * 3)
+    # A bar has no end on a logarithmic scale: all begin at the same power of ten.
+    axis.set_xlim(10 ** math.floor(math.log10(min(medians))), max(medians) * 3)

@@ -118,8 +118,9 @@ _HOW = (
 )
 _SINGLE = (
     "An INSERT by a function, `statement_timeout` and `lock_timeout` set for it, at most four tries, on a"
-    " connection of a pool, given back. Where it says so, the first try fails with 55P03; pauses between tries"
-    " are at most 1 ms. Times are medians of calls one after another, with `synchronous_commit` off for all.\n"
+    " connection of a pool, given back. Where it says so, the first try fails with 55P03; pauses between"
+    " tries are at most 1 ms. Times are medians of calls one after another, with `synchronous_commit` off"
+    " for all.\n"
 )
 
 

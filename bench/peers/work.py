@@ -89,8 +89,8 @@ def text_rows_of(rows: Sequence[Row]) -> list[list[str | None]]:
 def two_columns(total: int, bad_share: float, *, seed: int = 1) -> Work:
     """`total` rows of a number and a text.
 
-    `bad_share` of them, spread at random and never the first, are bad: every second one has NULL where none may be, the others
-    have the key of a good row before them.
+    `bad_share` of them, spread at random and never the first, are bad: some have NULL where none may be, the
+    others the key of a good row before them.
     """
     rng = random.Random(seed)
     bad = set(rng.sample(range(1, total), min(total - 1, round(bad_share * total))))

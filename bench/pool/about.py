@@ -34,6 +34,8 @@ def about(options: Options, server: dict[str, str]) -> dict[str, Any]:
     # Neither the DSN nor a folder of this machine belongs in a result that others read.
     for private in ("dsn", "out"):
         del asked[private]
+    if options.workload.endswith(".sql"):
+        asked["workload"] = Path(options.workload).name
     return {
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": _commit(),

@@ -95,7 +95,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, ExceptionGroup) as exc:
         # In the middle of the run: the server is gone, most likely. By name alone: a message may quote data.
-        print(f"bench pool: stopped by {_names(exc)}; nothing was written", file=sys.stderr)
+        print(
+            f"bench pool: stopped by {_names(exc)}: is the server still there? Nothing was written",
+            file=sys.stderr,
+        )
         return 1
     report.print(Console())
     print(f"\nwritten: {', '.join(path.name for path in paths)} in {options.out}")

@@ -13,6 +13,7 @@ __all__ = ["Histogram", "Spread"]
 _hdrh: Any = importlib.import_module("hdrh.histogram")
 
 _LONGEST = 600.0
+_PERCENTS = (50.0, 95.0, 99.0, 99.9)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +37,7 @@ class Histogram:
 
     def __init__(self, values: Iterable[float] = ()) -> None:
         self._counts = _hdrh.HdrHistogram(1, round(_LONGEST * 1e6), 3)
-        self._largest = 0.0
+        self._largest = self._sum = 0.0
         for value in values:
             self.record(value)
 
@@ -44,12 +45,14 @@ class Histogram:
         """Count one; what is longer than 10 minutes counts as 10 minutes."""
         seconds = min(max(seconds, 0.0), _LONGEST)
         self._largest = max(self._largest, seconds)
+        self._sum += seconds
         self._counts.record_value(max(1, round(seconds * 1e6)))
 
     def add(self, other: Histogram) -> None:
         """Count all that `other` has counted."""
         self._counts.add(other._counts)
         self._largest = max(self._largest, other._largest)
+        self._sum += other._sum
 
     @classmethod
     def of_all(cls, parts: Iterable[Histogram]) -> Histogram:
@@ -70,8 +73,9 @@ class Histogram:
         """The percentiles that are reported."""
         if not len(self):
             return Spread(0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
-        p50, p95, p99, p999 = (min(self.at(percent), self._largest) for percent in (50, 95, 99, 99.9))
-        return Spread(p50, p95, p99, p999, self._largest, float(self._counts.get_mean_value()) / 1e6)
+        values = self._counts.get_percentile_to_value_dict(list(_PERCENTS))
+        p50, p95, p99, p999 = (min(float(values[one]) / 1e6, self._largest) for one in _PERCENTS)
+        return Spread(p50, p95, p99, p999, self._largest, self._sum / len(self))
 
     def encoded(self) -> str:
         """The counts in HdrHistogram's own compressed form, in microseconds: to merge or draw elsewhere."""

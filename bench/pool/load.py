@@ -11,8 +11,9 @@ import asyncio
 import random
 from array import array
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Collection, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from dbop_raw import EngineOverloaded
 
@@ -21,6 +22,9 @@ __all__ = ["Load", "Send", "Window", "arrivals", "closed_loop", "open_loop"]
 Send = Callable[[], Awaitable[object]]
 """Makes one request, and runs it to its end."""
 
+# Seconds that a caller of a closed loop pauses after a request that was refused: without it, those that are shed
+# at once would ask again in a busy loop, and keep the client from doing anything else.
+PAUSE = 0.01
 # After the end, seconds for what is still running; what is not done by then counts as unfinished.
 DRAIN = 10.0
 
@@ -55,8 +59,8 @@ class Load:
     unfinished: int = 0
     """Not done when the waiting for the last ones was over: their latency is long, and not known."""
 
-    async def one(self, send: Send, intended: float, clock: Callable[[], float]) -> None:
-        """Run one request and note what became of it."""
+    async def one(self, send: Send, intended: float, clock: Callable[[], float]) -> bool:
+        """Run one request and note what became of it; True for a success."""
         counts = intended in self.window
         try:
             await send()
@@ -73,6 +77,8 @@ class Load:
             self.completed += now in self.window
             if counts:
                 self.latencies.append(now - intended)
+            return True
+        return False
 
     @property
     def failed(self) -> int:
@@ -89,14 +95,16 @@ def arrivals(rate: float, rng: random.Random, start: float) -> Iterator[float]:
 
 
 async def closed_loop(send: Send, window: Window, *, clients: int, drain: float = DRAIN) -> Load:
-    """As many callers as `clients`, each with one request at a time, from now to the window's end."""
+    """As many callers as `clients`, each with one request at a time, from now to the window's end.
+
+    A caller pauses for 10 ms after a request that failed or was shed.
+    """
     load, clock = Load(window), asyncio.get_running_loop().time
 
     async def caller() -> None:
         while (now := clock()) < window.end:
-            await load.one(send, now, clock)
-            # Where nothing had to be waited for (all are shed), the others must get their turn.
-            await asyncio.sleep(0)
+            if not await load.one(send, now, clock):
+                await asyncio.sleep(PAUSE)
 
     await _finish({asyncio.create_task(caller()) for _ in range(clients)}, window.end + drain)
     return load
@@ -107,7 +115,7 @@ async def open_loop(
 ) -> Load:
     """Requests that come by chance, `rate` a second, from now to the window's end."""
     load, clock = Load(window), asyncio.get_running_loop().time
-    running: set[asyncio.Task[None]] = set()
+    running: set[asyncio.Task[bool]] = set()
     for moment in arrivals(rate, rng, clock()):
         if moment >= window.end:
             break
@@ -120,11 +128,11 @@ async def open_loop(
     return load
 
 
-async def _finish(tasks: set[asyncio.Task[None]], until: float) -> None:
+async def _finish(tasks: Collection[asyncio.Task[Any]], until: float) -> None:
     """Wait for `tasks` until a time of the loop's clock, then cancel those that are left."""
     if not tasks:
         return
-    tasks = set(tasks)
+    tasks = list(tasks)
     left = max(0.0, until - asyncio.get_running_loop().time())
     _, late = await asyncio.wait(tasks, timeout=left)
     for task in late:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from bench.pool.errors import BadOption
@@ -19,7 +19,7 @@ LARGEST = 1000
 class Options:
     """One run of the benchmark. Raises `BadOption` for values that are not allowed or don't go together."""
 
-    dsn: str | None = None
+    dsn: str | None = field(default=None, repr=False)
     """Of the server to measure. None: an embedded one, durable, for the time of the run."""
     workload: str = "mixed"
     sizes: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)

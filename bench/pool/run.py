@@ -81,12 +81,13 @@ def _load(options: Options) -> str:
 async def _ready(dsn: str, options: Options, workload: Workload) -> AsyncIterator[Any]:
     """A connection to watch the server with; the workload's tables are there, and a request was tried."""
     watcher = await _connect(dsn)
+    made = False
     try:
         await _check_room(watcher, options.sizes[-1])
-        built_in = workload.name in BUILT_IN
         try:
-            if built_in:
+            if workload.name in BUILT_IN:
                 await prepare_schema(watcher)
+                made = True
             await workload.setup(watcher)
             async with asyncio.timeout(FIRST_SECONDS):
                 await run_once(dsn, options, workload)
@@ -98,7 +99,7 @@ async def _ready(dsn: str, options: Options, workload: Workload) -> AsyncIterato
         yield watcher
     finally:
         with anyio.move_on_after(CONNECT_SECONDS, shield=True):
-            if workload.name in BUILT_IN and not watcher.is_closed():
+            if made and not watcher.is_closed():
                 await _remove(watcher)
             await watcher.close()
 

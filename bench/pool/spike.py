@@ -12,6 +12,7 @@ import functools
 import random
 from collections import Counter
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import asyncpg
@@ -43,7 +44,8 @@ class Burst:
     errors: Counter[str]
 
 
-@dataclass(frozen=True, slots=True)
+# Not slotted: the histograms of all bursts are added up once.
+@dataclass(frozen=True)
 class SpikeRow:
     """One kind of pool, all its bursts."""
 
@@ -56,12 +58,12 @@ class SpikeRow:
         """For a person."""
         return f"{'full' if self.least == self.size else 'grows'}, {self.least} to {self.size}"
 
-    @property
+    @cached_property
     def latencies(self) -> Histogram:
         """Of all bursts."""
         return Histogram.of_all(one.latencies for one in self.bursts)
 
-    @property
+    @cached_property
     def waits(self) -> Histogram:
         """Of all bursts."""
         return Histogram.of_all(one.waits for one in self.bursts)

@@ -6,6 +6,7 @@ import os
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from bench.pool.histogram import Histogram
@@ -27,7 +28,8 @@ BESIDES = 0.4
 CLIENT_BUSY = 0.9
 
 
-@dataclass(frozen=True, slots=True)
+# Not slotted: the histograms of all rounds are added up once.
+@dataclass(frozen=True)
 class Row:
     """One cell, all its rounds."""
 
@@ -44,12 +46,12 @@ class Row:
         """Requests a second, over all rounds."""
         return sum(one.completed for one in self.rounds) / sum(one.seconds for one in self.rounds)
 
-    @property
+    @cached_property
     def latencies(self) -> Histogram:
         """Of all rounds."""
         return Histogram.of_all(one.latencies for one in self.rounds)
 
-    @property
+    @cached_property
     def waits(self) -> Histogram:
         """Of all rounds."""
         return Histogram.of_all(one.waits for one in self.rounds)
@@ -67,7 +69,7 @@ class Row:
         every = failed + sum(len(one.latencies) for one in self.rounds)
         return failed / every if every else 0.0
 
-    @property
+    @cached_property
     def server(self) -> ServerSide:
         """What the server did, on average."""
         return summarise(look for one in self.rounds for look in one.samples)

@@ -75,6 +75,8 @@ class Books:
     """What an answer said that can't be right, whatever the table holds."""
     overrun: float = 0.0
     """Seconds: the most that a call took beyond its deadline."""
+    overrun_by: str = ""
+    """How that call ended: "done", or its error's type."""
     ids: Iterator[int] = field(default_factory=lambda: itertools.count(1), repr=False)
     """Where new rows get their ids; several books of one table share it."""
     taken: list[int] = field(default_factory=list, repr=False)
@@ -96,10 +98,12 @@ class Books:
         """
         started = asyncio.get_running_loop().time()
         self.calls += 1
+        end = "done"
         try:
             yield
         except BaseException as exc:
-            self.errors[type(exc).__name__] = self.errors.get(type(exc).__name__, 0) + 1
+            end = type(exc).__name__
+            self.errors[end] = self.errors.get(end, 0) + 1
             # A lost connection is sure, too: it was lost before COMMIT, or it would be CommitUnknown.
             sure = settled and isinstance(exc, Exception) and not isinstance(exc, CommitUnknown)
             for group in groups:
@@ -115,8 +119,9 @@ class Books:
                 self.out.update(group.bad)
         finally:
             if deadline is not None:
-                took = asyncio.get_running_loop().time() - started
-                self.overrun = max(self.overrun, took - deadline)
+                over = asyncio.get_running_loop().time() - started - deadline
+                if over > self.overrun:
+                    self.overrun, self.overrun_by = over, end
 
     def failed_are(self, group: Group, found: Sequence[int]) -> None:
         """Note it when the items that a batch set aside are not the bad ones."""

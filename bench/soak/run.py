@@ -16,7 +16,7 @@ import asyncpg
 
 from bench.soak.books import TABLE, Books
 from bench.soak.load import JOBS, How
-from bench.soak.trouble import LINE, SERVER, Trouble, until
+from bench.soak.trouble import LINE, SERVER, Trouble, note_complaints, until
 from dbop_raw import CommitTokens, Engine, RetryBudget, RetryPolicy
 from dbop_raw.testing import FaultProxy, Server
 
@@ -142,6 +142,7 @@ async def soak(server: Server, minutes: float, seed: int, say: Callable[[str], N
     dsn = await asyncio.to_thread(server.create_database)
     conn = await asyncpg.connect(dsn)
     tokens, books = CommitTokens(), Books()
+    note_complaints(books.surprises)
     await conn.execute(TABLE)
     await tokens.install(conn)
     await conn.close()

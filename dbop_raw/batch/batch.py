@@ -180,6 +180,12 @@ class _Writing(Generic[Item, R]):
         retries = scope.retries - self._retries_before
         if scope.observer is not None:
             name = self._writer.name
+            # Now, and not when it was set aside: an item may have been written after all.
+            for one in sorted(self._failed.values(), key=lambda one: one.index):
+                said = one.verdict
+                scope.emit(
+                    ItemFailed(writer=name, index=one.index, sqlstate=said.sqlstate, condition=said.condition)
+                )
             scope.emit(
                 BatchFinished(
                     writer=name, total=total, written=total - failed, failed=failed, retries=retries
@@ -364,12 +370,6 @@ class _Writing(Generic[Item, R]):
         self._failed[index] = Failed(index, self._items[index], error, verdict)
         if self._writer.opaque:
             self._results[index] = None
-        scope = self._scope
-        if scope.observer is not None:
-            name = self._writer.name
-            scope.emit(
-                ItemFailed(writer=name, index=index, sqlstate=verdict.sqlstate, condition=verdict.condition)
-            )
         self._check_limit()
 
     def _check_limit(self) -> None:

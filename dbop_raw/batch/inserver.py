@@ -57,13 +57,15 @@ class Column:
     A cast to `varchar(3)`, or to a domain over it, would cut silently; the assignment to the column raises.
     """
     is_array: bool
+    oid: int
+    """The column's own type, a domain perhaps."""
 
     @staticmethod
     async def of_table(scope: Scope, relation: str, columns: Sequence[str]) -> list[Column]:
         """Read the columns' types; raises `Unsupported` when one is not there (COPY will say so better)."""
         await scope.flush()
         rows = await scope.conn.fetch(_COLUMNS, relation)
-        found = {row["name"]: Column(row["name"], row["type"], row["is_array"]) for row in rows}
+        found = {row["name"]: Column(row["name"], row["type"], row["is_array"], row["oid"]) for row in rows}
         if not all(name in found for name in columns):
             raise Unsupported
         return [found[name] for name in columns]
@@ -72,15 +74,15 @@ class Column:
 # With -1 for the length format_type says bpchar, where it would else say character, of which one is meant.
 _COLUMNS = """
 WITH RECURSIVE c AS (
-    SELECT a.attname AS name, a.atttypid AS base FROM pg_catalog.pg_attribute AS a
+    SELECT a.attname AS name, a.atttypid AS oid, a.atttypid AS base FROM pg_catalog.pg_attribute AS a
     WHERE a.attrelid OPERATOR(pg_catalog.=) $1::pg_catalog.text::pg_catalog.regclass
     AND a.attnum OPERATOR(pg_catalog.>) 0 AND NOT a.attisdropped
     UNION ALL
-    SELECT c.name, t.typbasetype FROM c
+    SELECT c.name, c.oid, t.typbasetype FROM c
     JOIN pg_catalog.pg_type AS t ON t.oid OPERATOR(pg_catalog.=) c.base
     WHERE t.typtype OPERATOR(pg_catalog.=) 'd'
 )
-SELECT c.name::pg_catalog.text AS name, pg_catalog.format_type(c.base, -1) AS type,
+SELECT c.name::pg_catalog.text AS name, pg_catalog.format_type(c.base, -1) AS type, c.oid,
     t.typlen OPERATOR(pg_catalog.=) -1 AND t.typelem OPERATOR(pg_catalog.<>) 0 AS is_array
 FROM c JOIN pg_catalog.pg_type AS t ON t.oid OPERATOR(pg_catalog.=) c.base
 WHERE t.typtype OPERATOR(pg_catalog.<>) 'd'
@@ -110,7 +112,7 @@ DECLARE
   d_n pg_catalog.int4 := COALESCE(pg_catalog.array_length(d_1, 1), 0);
   d_hi pg_catalog.int4;
   d_calm pg_catalog.int4 := 0;
-BEGIN
+BEGIN{guard}
   WHILE d_k OPERATOR(pg_catalog.<=) d_n LOOP
     d_hi := LEAST(d_k OPERATOR(pg_catalog.+) d_block OPERATOR(pg_catalog.-) 1, d_n);
     BEGIN
@@ -154,10 +156,13 @@ _GROW = """
 class InServer:
     """One such function: its text, and how to call it."""
 
-    def __init__(self, types: Sequence[str], one: str, block: str | None, *, text: bool = False) -> None:
+    def __init__(
+        self, types: Sequence[str], one: str, block: str | None, *, guard: str = "", text: bool = False
+    ) -> None:
         arguments = ", ".join(f"d_{n} {type_}[]" for n, type_ in enumerate(types, 1))
         returns = ", ".join(f"d_{name} pg_catalog.text" for name, _, _ in _FIELDS)
         body = _BODY.format(
+            guard=guard,
             one=one,
             block="NULL" if block is None else block,
             grow="" if block is None else _GROW,
@@ -223,7 +228,8 @@ class InServer:
         selected = ", ".join(f"d_u.c{n}{cast}" for n, cast in zip(numbers, casts, strict=True))
         block = f"{insert} SELECT {selected} FROM ROWS FROM ({slices}) AS d_u({aliases})"
         types = ["pg_catalog.text" if text else column.type for column in columns]
-        return InServer(types, f"{insert} VALUES ({one})", block, text=text)
+        guard = _guard(relation, columns) if text else ""
+        return InServer(types, f"{insert} VALUES ({one})", block, guard=guard, text=text)
 
     async def run(self, scope: Scope, rows: Sequence[Sequence[Any]], first: int, *, block: int) -> Tried:
         """Try `rows`, of which the first has the index `first`, in blocks of at first `block` rows."""
@@ -242,6 +248,24 @@ class InServer:
         seconds = anyio.current_time() - started if self._warm else 0.0
         self._warm = True
         return Tried([RowFailure(first + row["d_index"] - 1, _error(row)) for row in failures], seconds)
+
+
+def _guard(relation: str, columns: Sequence[Column]) -> str:
+    """Raise where the columns are not of these types any more: a text cast to the old one may be changed.
+
+    (A table that was altered, or the same batch on another database.) A code of the data's, so that it counts
+    for these rows only, and the function is made anew for the next.
+    """
+    same = " OR ".join(
+        f"(d_a.attname OPERATOR(pg_catalog.=) {sql.literal(column.name)} "
+        f"AND d_a.atttypid OPERATOR(pg_catalog.=) '{column.oid}'::pg_catalog.oid)"
+        for column in columns
+    )
+    return (
+        f"\n  IF (SELECT pg_catalog.count(*) FROM pg_catalog.pg_attribute AS d_a WHERE NOT d_a.attisdropped "
+        f"AND d_a.attrelid OPERATOR(pg_catalog.=) {sql.literal(relation)}::pg_catalog.regclass AND ({same})) "
+        f"OPERATOR(pg_catalog.<>) {len(columns)} THEN RAISE SQLSTATE '22000'; END IF;"
+    )
 
 
 def _array_literal(values: Sequence[str | None]) -> str:

@@ -176,12 +176,10 @@ class Spans:
         """The longest span worth trying as a whole."""
         density = self._density()
         if self._opaque:
-            # Each span costs one more message, each bad item the half of a span again: least in all at sqrt(2
-            # / density).
+            # Each span costs one more message, each bad item the half of a span again: least in all at the
+            # root of 2 / density. But not before something has failed: this batch may be clean.
             longest = max(_LEAST_SPAN, math.ceil(self.total / _MOST_SPANS))
-            return (
-                longest if density * self.total < 1 else max(1, min(longest, round(math.sqrt(2 / density))))
-            )
+            return max(1, min(longest, round(math.sqrt(2 / density)))) if self.bad else longest
         return self.total if density * self.total <= 1 else max(1, round(1 / density))
 
     def _rows_now(self, length: int) -> bool:

@@ -249,13 +249,17 @@ class _Target:
         return int(number[1]) - 1 if number and int(number[1]) > 0 else None
 
 
+_TEXTS = (str, bytes)
+
+
 def _misfit(rows: Sequence[Row], width: int, lo: int) -> None:
     """Raise for the first row that has not `width` values.
 
     The driver would cut a longer one short without a word.
     """
     try:
-        if {*map(len, rows)} <= {width}:
+        # A text is a sequence too, of its characters.
+        if {*map(len, rows)} <= {width} and {*map(type, rows)}.isdisjoint(_TEXTS):
             return
     except TypeError:
         pass
@@ -264,7 +268,7 @@ def _misfit(rows: Sequence[Row], width: int, lo: int) -> None:
             error: Exception = TypeError(
                 f"a row is a sequence of {width} values, one a column; this is a {type(row).__name__}"
             )
-        elif isinstance(row, (str, bytes)):
+        elif isinstance(row, _TEXTS):
             error = TypeError(
                 f"a row is a sequence of {width} values, one a column; this is one {type(row).__name__}"
             )

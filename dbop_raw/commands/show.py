@@ -52,7 +52,7 @@ def summary(report: IngestReport) -> str:
 
 @dataclass(slots=True)
 class Tally:
-    """One kind of rejects: how many, and the first as an example."""
+    """One kind of rejects: how many, and as an example the one that comes first in the source."""
 
     sqlstate: str
     condition: str
@@ -77,9 +77,10 @@ class TallySink:
         await self.file.write(rejects)
         for one in rejects:
             key = (one.sqlstate or "", one.condition, one.constraint or "")
-            if key not in self.tallies:
-                self.tallies[key] = Tally(*key, example=one)
-            self.tallies[key].count += 1
+            tally = self.tallies.setdefault(key, Tally(*key, example=one))
+            tally.count += 1
+            if one.index < tally.example.index:
+                tally.example = one
 
     @property
     def count(self) -> int:

@@ -79,9 +79,7 @@ class PgBouncer:
             if self._process.poll() is not None:
                 raise ServerError(f"pgbouncer ended with {self._process.returncode}:\n{self.log_tail()}")
             if time.monotonic() > deadline:
-                raise ServerError(
-                    f"pgbouncer did not listen within {START_TIMEOUT:g} s:\n{self.log_tail()}"
-                )
+                raise ServerError(f"pgbouncer did not listen within {START_TIMEOUT:g} s:\n{self.log_tail()}")
             time.sleep(POLL)
 
     def kill(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import pytest
 
@@ -14,20 +14,33 @@ from dbop_raw.testing import Server, ServerUnavailable, postgres
 SCALE = float(os.environ.get("DBOP_RAW_FAULT_SCALE", "1"))
 
 
-@pytest.fixture
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """With DBOP_RAW_NO_SKIP, as in CI, a test that is skipped has failed: a missing pooler is no proof."""
+    del item
+    report = yield
+    if os.environ.get("DBOP_RAW_NO_SKIP") and report.skipped:
+        report.outcome = "failed"
+        report.longrepr = f"skipped, where nothing may be: {report.longrepr}"
+    return report
+
+
+@pytest.fixture(autouse=True)
 def seed() -> int:
     """The seed of this test's chances: DBOP_RAW_SEED where it is set, else a new one; printed either way.
 
-    It is in pytest's report of a failure, so that the same chances can be taken again.
+    It is in pytest's report of a failure, so that the same chances can be taken again: those of the test, and
+    the jitter of retries. What the machine does in between is not repeated.
     """
     value = int(os.environ.get("DBOP_RAW_SEED") or random.SystemRandom().randrange(2**31))
     print(f"DBOP_RAW_SEED={value}")  # noqa: T201 - a failure shows it
+    random.seed(value)
     return value
 
 
 @pytest.fixture
 def rng(seed: int) -> random.Random:
-    return random.Random(seed)  # noqa: S311 - chances, no secrets
+    return random.Random(seed)
 
 
 @pytest.fixture(scope="session")

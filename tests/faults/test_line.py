@@ -21,7 +21,7 @@ import pytest
 
 from bench.soak.books import TABLE, Books
 from bench.soak.load import JOBS, How
-from bench.soak.trouble import until
+from bench.soak.trouble import note_complaints, until
 from dbop_raw import CommitTokens, CommitUnknown, Engine, OperationTimeout, RetryPolicy
 from dbop_raw.testing import Fault, FaultProxy, Message, Server
 
@@ -150,7 +150,7 @@ class Laboratory:
             started = loop.time()
             try:
                 how = self._how(spot)
-                await JOBS[self.scenario](engine, outcome.books, how, random.Random(self._seed))  # noqa: S311
+                await JOBS[self.scenario](engine, outcome.books, how, random.Random(self._seed))
             except Exception as exc:  # noqa: BLE001 - judged when all is known
                 outcome.error = exc
             outcome.seconds = loop.time() - started
@@ -245,12 +245,14 @@ async def test_one_fault_at_any_message_loses_and_doubles_nothing(
     # An ingest has no deadline of its own, and a COMMIT whose line hangs is to be looked up within this test.
     monkeypatch.setattr("dbop_raw.engine._ANSWER_SECONDS", 1.0)
     before = asyncio.all_tasks()
+    complaints: list[str] = []
+    note_complaints(complaints)
     laboratory = Laboratory(scenario, postgres_server, postgres_dsn, seed)
     await laboratory.prepare()
     # An ingest always looks up its COMMITs.
     modes = MODES if scenario != "ingest" else MODES[1:]
     messages = {mode: await laboratory.clean_run(mode) for mode in modes}
-    rng = random.Random(seed)  # noqa: S311
+    rng = random.Random(seed)
     spots = _spots(messages, rng, (1.0 if scenario == "single" else 0.4) * scale, 0.15 * scale)
     hangs = [spot for spot in spots if spot.action == "hang"]
     others = [spot for spot in spots if spot.action != "hang"]
@@ -265,5 +267,6 @@ async def test_one_fault_at_any_message_loses_and_doubles_nothing(
     ends = Counter("done" if o.error is None else type(o.error).__name__ for o in outcomes)
     print(f"{scenario}: {len(messages['xid'])} messages, faults {dict(met)}, ends {dict(ends)}")  # noqa: T201
     assert not wrong, f"{len(wrong)} of {len(outcomes)}:\n" + "\n".join(wrong)
+    assert complaints == []
     assert sum(met.values()) >= 0.95 * len(spots), "faults that met no message"
     assert await until(lambda: asyncio.all_tasks() <= before), "tasks are left"

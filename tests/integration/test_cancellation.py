@@ -176,6 +176,7 @@ async def scope_as_the_answer_comes(work: Coroutine[Any, Any, Any], n: int, outc
 
 
 ONCE: list[Canceller] = [task_at_once, task_as_the_answer_comes, scope_at_once, scope_as_the_answer_comes]
+BY_TASK: list[Canceller] = [task_at_once, task_as_the_answer_comes]
 MORE: list[Canceller] = [task_twice, task_twice_as_answers_come, task_again_and_again]
 
 
@@ -395,8 +396,10 @@ BATCHES: dict[str, tuple[Scenario, list[int]]] = {
 SCENARIOS = RUNS | BATCHES
 
 
-async def cancel_everywhere(world: World, scenario: Scenario, expected: list[int], how: Canceller) -> int:
+async def cancel_everywhere(world: World, name: str, how: Canceller) -> int:
     """How many awaits there were."""
+    scenario, expected = SCENARIOS[name]
+    cleans_up = name in {"run that needs retries", "run of nested operations"}
     await world.begin()
     await scenario(world.engine)
     assert await world.rows() == expected
@@ -405,6 +408,8 @@ async def cancel_everywhere(world: World, scenario: Scenario, expected: list[int
         tasks = asyncio.all_tasks()
         outcome = Outcome()
         await how(scenario(world.engine), n, outcome)
+        if how not in [*BY_TASK, *MORE] and not LETTING_GO:
+            assert world.pool.get_size() == world.pool.get_idle_size(), f"await {n}: it is not given back"
         await world.check(tasks)
         rows = await world.rows()
         if not outcome.fired:
@@ -414,6 +419,9 @@ async def cancel_everywhere(world: World, scenario: Scenario, expected: list[int
         assert rows in ([], expected), f"await {n}"
         if how in ONCE:
             assert COMMITS.sent == COMMITS.done, f"await {n}: it did not wait for COMMIT's answer"
+            # asyncio's task.cancel() reaches into a ROLLBACK under way, and then the connection is not kept.
+            allowed = 4 if how in BY_TASK and cleans_up else 0
+            assert world.engine.stats().evicted <= allowed, f"await {n}: a connection that was well is lost"
             # Of check's own run there is one more, and it writes nothing.
             assert bool(rows) == (COMMITS.done > 1), f"await {n}"
         assert world.told == [], f"await {n}"
@@ -425,8 +433,7 @@ async def cancel_everywhere(world: World, scenario: Scenario, expected: list[int
 async def test_a_cancellation_at_any_await_leaves_everything_clean(
     name: str, how: Canceller, world: World
 ) -> None:
-    scenario, expected = SCENARIOS[name]
-    assert await cancel_everywhere(world, scenario, expected, how) >= 3
+    assert await cancel_everywhere(world, name, how) >= 3
 
 
 @pytest.mark.parametrize("how", MORE, ids=lambda how: how.__name__)
@@ -434,8 +441,7 @@ async def test_a_cancellation_at_any_await_leaves_everything_clean(
 async def test_a_second_cancellation_at_any_await_leaves_everything_clean(
     name: str, how: Canceller, world: World
 ) -> None:
-    scenario, expected = SCENARIOS[name]
-    assert await cancel_everywhere(world, scenario, expected, how) >= 3
+    assert await cancel_everywhere(world, name, how) >= 3
 
 
 @pytest.mark.parametrize("how", [*ONCE, *MORE], ids=lambda how: how.__name__)

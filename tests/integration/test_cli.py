@@ -100,10 +100,6 @@ def test_a_file_is_loaded_and_bad_rows_are_set_aside_with_their_reason(cli: Cli)
     )
     done = cli("ingest", "events.csv", "--table", "events")
     assert done.returncode == 0, done.stderr
-    assert (
-        numbers(done.stdout) == {"read": 7, "written": 2, "rejected": 5, "retries": 0} | {"seconds": 0}
-        or True
-    )
     assert {key: numbers(done.stdout)[key] for key in ("read", "written", "rejected", "retries")} == {
         "read": 7,
         "written": 2,

@@ -36,6 +36,7 @@ from dbop_raw import (
     operation,
 )
 from dbop_raw.events import ChunkFinished, IngestFinished
+from dbop_raw.ledger import install
 from dbop_raw.testing import Fault, FaultProxy, Server, query
 from dbop_raw.testing.server import run_sql
 
@@ -431,6 +432,16 @@ class TestLedger:
         assert await stored(engine) == list(range(100))
         assert sum(report.chunks for report in reports) == 10
         assert sum(report.skipped for report in reports) == 10
+
+    async def test_several_at_once_may_make_the_table(self, engine: Engine) -> None:
+        async def make() -> None:
+            await engine.run(lambda conn: install(Ledger("x"), conn), autocommit=True)
+
+        for _ in range(10):
+            await engine.execute("DROP TABLE IF EXISTS dbop_raw_ledger")
+            async with anyio.create_task_group() as group:
+                for _ in range(4):
+                    group.start_soon(make)
 
     async def test_another_size_or_source_is_refused(self, engine: Engine) -> None:
         await ingest(engine, rows(25), copying(), size=10, ledger=Ledger("x"))

@@ -9,6 +9,7 @@ import io
 import json
 import logging
 import os
+import shutil
 import ssl
 import stat
 import subprocess
@@ -672,6 +673,8 @@ class Guarded:
 
 @pytest.fixture(scope="module")
 def guarded(postgres_server: Server) -> Iterator[Guarded]:
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl is not on the PATH: it makes the certificates")
     with contextlib.ExitStack() as stack:
         folder = stack.enter_context(temporary_root())
         for name, host in (("server", "localhost"), ("other", "elsewhere.invalid")):

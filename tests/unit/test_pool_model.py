@@ -13,8 +13,9 @@ import types
 from collections.abc import Coroutine
 from pathlib import Path
 from random import Random
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
+import asyncpg
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -28,7 +29,9 @@ from bench.pool.load import Load, Window, arrivals, closed_loop, open_loop
 from bench.pool.model import fit, relative_interval, usl
 from bench.pool.options import Options, parse_sizes
 from bench.pool.recommend import Advice, SizePoint, formula_size, recommend
+from bench.pool.sampler import Sample, summarise
 from bench.pool.sweep import plan
+from bench.pool.timedpool import TimedPool
 from bench.pool.userwork import find_workload, parse_script
 from dbop_raw import EngineOverloaded, operation
 from dbop_raw.operation import Connection
@@ -165,6 +168,25 @@ def test_failures_sheds_and_what_never_ends_are_counted_apart() -> None:
     assert load.failed == load.shed + load.unfinished + load.errors["TimeoutError"]
 
 
+def test_callers_that_are_shed_at_once_leave_the_others_their_turn() -> None:
+    async def measure() -> Load:
+        busy = False
+
+        async def send() -> None:
+            nonlocal busy
+            if busy:
+                raise EngineOverloaded(waiting=0, max_waiting=0, max_size=1)
+            busy = True
+            await asyncio.sleep(0.1)
+            busy = False
+
+        return await closed_loop(send, Window(0.0, 1.0), clients=5)
+
+    load = run(measure())
+    assert len(load.latencies) >= 8
+    assert load.shed <= 5 * 100
+
+
 @given(st.lists(st.floats(1e-6, 500), min_size=1, max_size=200))
 def test_a_histogram_keeps_three_digits(values: list[float]) -> None:
     spread = Histogram(values).spread()
@@ -179,6 +201,74 @@ def test_histograms_add_up() -> None:
     assert len(whole) == 4
     assert whole.spread().max == 0.1
     assert Histogram().spread().p99 == 0.0
+
+
+class OnePlacePool:
+    """What a `TimedPool` asks of an asyncpg pool, with one connection; giving it back takes 0.1 s."""
+
+    def __init__(self) -> None:
+        self._lock = asyncio.Lock()
+
+    def get_max_size(self) -> int:
+        return 1
+
+    async def acquire(self) -> object:
+        await self._lock.acquire()
+        return object()
+
+    async def release(self, conn: object, **options: object) -> None:
+        _ = conn, options
+        await asyncio.sleep(0.1)
+        self._lock.release()
+
+
+def test_waits_holds_and_the_mean_in_use_are_what_happened() -> None:
+    async def measure() -> TimedPool:
+        pool = TimedPool(cast("asyncpg.Pool", OnePlacePool()))
+        pool.record(0.0, 10.0)
+
+        async def caller() -> None:
+            conn = await pool.acquire()
+            await asyncio.sleep(0.9)
+            await pool.release(conn)
+
+        async with asyncio.TaskGroup() as group:
+            for _ in range(3):
+                group.create_task(caller())
+        return pool
+
+    pool = run(measure())
+    assert list(pool.waits.seconds) == pytest.approx([0.0, 1.0, 2.0])
+    assert pool.waits.queued == 2
+    assert (pool.in_use, pool.waiting, pool.waits.given_back) == (0, 0, 3)
+    # Whole seconds of one connection, and the two that waited: 1 s and 2 s.
+    assert pool.waits.held == pytest.approx(3.0)
+
+
+def test_who_gives_up_waiting_is_counted() -> None:
+    async def measure() -> TimedPool:
+        pool = TimedPool(cast("asyncpg.Pool", OnePlacePool()))
+        pool.record(0.0, 10.0)
+        await pool.acquire()
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(pool.acquire(), 1.0)
+        assert pool.totals() == pytest.approx((1.0, 1.0))
+        return pool
+
+    pool = run(measure())
+    assert pool.waits.given_up == 1
+    assert (pool.in_use, pool.waiting) == (1, 0)
+
+
+def test_samples_of_the_server_are_averaged_and_the_most_frequent_comes_first() -> None:
+    looks = [
+        Sample(0.1, 2, 0, 2, 1, (("CPU", 1), ("IO:WalSync", 1))),
+        Sample(0.2, 2, 0, 2, 2, (("IO:WalSync", 2),)),
+    ]
+    found = summarise(looks)
+    assert (found.samples, found.active, found.blocked) == (2, 2.0, 1.5)
+    assert list(found.events.items()) == [("IO:WalSync", 1.5), ("CPU", 0.5)]
+    assert summarise([]).samples == 0
 
 
 # --- the model
@@ -248,7 +338,10 @@ def points(
         slow = (p99 or {}).get(size, 0.010)
         made.append(
             SizePoint(
-                size, tuple(throughput * one for one in factors), tuple(slow / one for one in factors), 0.003
+                size,
+                tuple(throughput * one for one in factors),
+                tuple(slow / (one or 1) for one in factors),
+                0.003,
             )
         )
     return made
@@ -328,7 +421,6 @@ def test_nothing_that_succeeded_is_no_data() -> None:
 
 def test_a_round_in_which_a_size_did_nothing_leaves_it_open() -> None:
     broken = points(KNEE, p99=dict.fromkeys(KNEE, 0.01), noise={8: (0.0, 1.0, 1.0, 1.0, 1.0)})
-    broken = [dataclasses.replace(point, p99=(0.01,) * 5) for point in broken]
     assert recommend(broken, cores=2).size is None
 
 
