@@ -31,6 +31,9 @@ __all__ = ["Capacity", "Checkout"]
 # After these, no connection of the pool leads to the primary any more: the pool is expired, once.
 _PRIMARY_LOST = frozenset({"25006", "57P02"})
 
+# So long (seconds) a release may take even where no time is left: a server that is well resets at once.
+_RESET_SECONDS = 0.05
+
 _POOL_METHODS = ("acquire", "release", "get_size", "get_idle_size", "get_max_size", "expire_connections")
 
 
@@ -202,10 +205,11 @@ class Capacity:
     async def release(self, checkout: Checkout, until: float = math.inf) -> None:
         """Give a connection back, shielded and bounded.
 
-        What can't be reset is thrown away by the pool, and is no error of the caller's.
+        `until`: the run's deadline (the event loop's time); it is over `GRACE_SECONDS` after that, whatever
+        went before. What can't be reset is thrown away by the pool, and is no error of the caller's.
         """
         ended = now()
-        seconds = min(CLEANUP_SECONDS, max(0.0, until - ended) + GRACE_SECONDS)
+        seconds = min(CLEANUP_SECONDS, max(_RESET_SECONDS, until + GRACE_SECONDS - ended))
         try:
             with anyio.CancelScope(shield=True):
                 await self._pool.release(checkout.conn, timeout=seconds)

@@ -51,8 +51,8 @@ T = TypeVar("T")
 
 # A COMMIT in doubt is looked up for so long (seconds), or until the run's deadline.
 _SETTLE_SECONDS = 15.0
-# A COMMIT that can be looked up counts as in doubt when its answer is not here after so long (seconds): the line
-# hangs. Without a deadline only; with one, half of the time left is for the look-up.
+# A COMMIT that can be looked up counts as in doubt when its answer is not here after so long (seconds): the
+# line hangs. Without a deadline only; with one, half of the time left is for the look-up.
 _ANSWER_SECONDS = 30.0
 # A scope with a deadline has its price, also where the deadline is never.
 _NO_LIMIT = contextlib.nullcontext()

@@ -218,10 +218,11 @@ class SkipLimitExceeded(DbopError):
     """More items failed than `skip_limit` allows, so the transaction was rolled back whole."""
 
     def __init__(self, *, limit: int, failed: tuple[Any, ...], total: int | None = None) -> None:
-        """`limit` items may fail; `failed` holds those of this transaction, `total` counts all of the work."""
+        """`limit` items may fail; `failed` holds those of this transaction, `total` counts all work."""
+        count = len(failed) if total is None else total
         super().__init__(
-            f"{len(failed) if total is None else total} items failed, and skip_limit={limit} allows no more: the transaction was rolled "
-            "back, none of its items is written; see .failed for the items and their errors"
+            f"{count} items failed, and skip_limit={limit} allows no more: the transaction was rolled back, "
+            "none of its items is written; see .failed for the items and their errors"
         )
         self.limit = limit
         """The `skip_limit`: how many items may fail."""

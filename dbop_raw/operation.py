@@ -68,7 +68,7 @@ _scopes: dict[int, Scope] = {}
 
 
 def is_gone(conn: Connection) -> bool:
-    """Is the connection closed? A pool's proxy can't even be asked once the pool has taken a lost one back."""
+    """Is the connection closed? A pool's proxy can't be asked once the pool has taken a lost one back."""
     try:
         return bool(conn.is_closed())
     except asyncpg.InterfaceError:

@@ -77,9 +77,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("bench cost: stopped by Ctrl-C; nothing was written", file=sys.stderr)
         return 130
     print(report.markdown())
-    written = report.write(asked.out)
-    chart = draw(report, asked.out / "cost.png")
-    print(f"written: {', '.join(path.name for path in (*written, *([chart] if chart else [])))}")
+    out = asked.out or (None if asked.quick else RESULTS)
+    if out is None:
+        return 0
+    report.write(out)
+    chart = draw(report, out / "cost.png")
+    print(f"written: cost.*, in {out.name}")
+    if chart is None:
+        print("no chart: matplotlib is not installed (pip install 'dbop-raw[bench]')", file=sys.stderr)
     return 0
 
 
@@ -95,7 +100,7 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--largest", type=int, help=f"batch, in items; default: {default.sizes[-1]}")
     made.add_argument("--stream", type=int, help=f"items of an ingest; default: {default.stream}")
     made.add_argument("--quick", action="store_true", help="tiny sizes: shows that it works")
-    made.add_argument("--out", type=Path, default=RESULTS, help="folder; default: bench/results")
+    made.add_argument("--out", type=Path, help="folder; default: bench/results, with --quick none")
     return made
 
 

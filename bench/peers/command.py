@@ -66,9 +66,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("bench peers: stopped by Ctrl-C; nothing was written", file=sys.stderr)
         return 130
     print(report.markdown())
-    written = report.write(asked.out)
-    chart = draw(report, asked.out / "peers.png")
-    print(f"written: {', '.join(path.name for path in (*written, *([chart] if chart else [])))}")
+    out = asked.out or (None if asked.quick else RESULTS)
+    if out is None:
+        return 0
+    report.write(out)
+    chart = draw(report, out / "peers.png")
+    print(f"written: peers.*, in {out.name}")
     if chart is None:
         print("no chart: matplotlib is not installed (pip install 'dbop-raw[bench]')", file=sys.stderr)
     return 0
@@ -86,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     made.add_argument("--slow-rows", type=int, help=f"rows on the slow line; default: {default.slow_rows}")
     made.add_argument("--calls", type=int, help=f"of the one operation, a round; default: {default.calls}")
     made.add_argument("--quick", action="store_true", help="tiny sizes: shows that it works")
-    made.add_argument("--out", type=Path, default=RESULTS, help="folder; default: bench/results")
+    made.add_argument("--out", type=Path, help="folder; default: bench/results, with --quick none")
     return made
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from bench.pool.options import Options
 
-__all__ = ["about", "cpu_model", "server_settings"]
+__all__ = ["about", "cpu_model", "load_now", "server_settings", "unquiet"]
 
 _PACKAGES = ("dbop-raw", "asyncpg", "anyio", "numpy", "scipy", "hdrhistogram", "matplotlib")
 _SETTINGS = (
@@ -25,11 +25,13 @@ _SETTINGS = (
     "wal_level",
     "max_connections",
 )
+# A load of less than this a core is a quiet machine.
+QUIET = 0.5
 _ROOT = Path(__file__).resolve().parent.parent.parent
 
 
-def about(options: Options, server: dict[str, str]) -> dict[str, Any]:
-    """The header of a result; `server` as `server_settings` gives it."""
+def about(options: Options, server: dict[str, str], load: float | None) -> dict[str, Any]:
+    """The header of a result, from `server_settings`, and from `load_now` before the run."""
     asked = asdict(options)
     # Neither the DSN nor a folder of this machine belongs in a result that others read.
     for private in ("dsn", "out"):
@@ -42,6 +44,7 @@ def about(options: Options, server: dict[str, str]) -> dict[str, Any]:
         "python": platform.python_version(),
         "packages": {name: found for name in _PACKAGES if (found := _version(name))},
         "machine": {
+            "load_before": load,
             "cpu": cpu_model(),
             "cores": os.cpu_count(),
             "system": f"{platform.system()} {platform.release()}",
@@ -60,6 +63,19 @@ async def server_settings(conn: Any) -> dict[str, str]:
     )
     found = {row["name"]: row["value"] for row in rows}
     return {name: found[name] for name in _SETTINGS if name in found}
+
+
+def load_now() -> float | None:
+    """The machine's load over the last minute; None where it has no such number."""
+    return round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
+
+
+def unquiet(load: float | None) -> tuple[str, ...]:
+    """A warning where the machine was busy with something else before the run."""
+    cores = os.cpu_count() or 1
+    if load is None or load <= cores * QUIET:
+        return ()
+    return (f"The machine was not quiet: its load was {load:g} on {cores} cores before this run began.",)
 
 
 def cpu_model() -> str:

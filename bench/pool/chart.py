@@ -92,7 +92,7 @@ def _ms(seconds: Iterable[float]) -> list[float]:
 
 def _wait_share(axes: Axes, ours: Sequence[Row]) -> None:
     sizes = _sizes(axes, ours)
-    axes.set_title("Requests that found all connections taken", loc="left")
+    axes.set_title("Requests that waited for a connection", loc="left")
     axes.plot(sizes, [row.wait_share for row in ours], "o-", color=WAITS, label="dbop_raw", markersize=5)
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
     axes.set_ylim(0, 1.05)

@@ -22,8 +22,8 @@ __all__ = ["Load", "Send", "Window", "arrivals", "closed_loop", "open_loop"]
 Send = Callable[[], Awaitable[object]]
 """Makes one request, and runs it to its end."""
 
-# Seconds that a caller of a closed loop pauses after a request that was refused: without it, those that are shed
-# at once would ask again in a busy loop, and keep the client from doing anything else.
+# Seconds that a caller of a closed loop pauses after a request that was refused: without it, those that are
+# shed at once would ask again in a busy loop, and keep the client from doing anything else.
 PAUSE = 0.01
 # After the end, seconds for what is still running; what is not done by then counts as unfinished.
 DRAIN = 10.0

@@ -51,7 +51,7 @@ class Measured:
     asked: int
     """How many asked for a connection."""
     queued: int
-    """How many did while all were taken."""
+    """How many had to wait."""
     errors: Counter[str]
     shed: int
     unfinished: int

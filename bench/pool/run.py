@@ -12,7 +12,7 @@ import asyncpg
 
 from bench.pool import spike as bursts
 from bench.pool import sweep as sizes
-from bench.pool.about import about, server_settings
+from bench.pool.about import about, load_now, server_settings, unquiet
 from bench.pool.chart import draw_spike, draw_sweep
 from bench.pool.data import spike_data, sweep_data
 from bench.pool.errors import BadOption
@@ -34,8 +34,9 @@ SPARE = 2
 
 async def run_sweep(dsn: str, options: Options, workload: Workload) -> Report:
     """Measure all sizes. Raises `BadOption` for a server or a workload that can't be used."""
+    load = load_now()
     async with _ready(dsn, options, workload) as watcher:
-        header = about(options, await server_settings(watcher))
+        header = about(options, await server_settings(watcher), load)
         total = options.rounds * len(options.sizes) * 2 * sizes.planned_seconds(options)
         with progress_bar(total) as progress:
             found = await sizes.sweep(dsn, options, workload, watcher, progress)
@@ -43,7 +44,7 @@ async def run_sweep(dsn: str, options: Options, workload: Workload) -> Report:
     return Report(
         name="pool",
         title=title,
-        sentences=(found.advice.sentence, found.advice.formula, f"Workload: {workload.description}."),
+        sentences=(found.advice.sentence, found.advice.formula, _what(workload), *unquiet(load)),
         tables=sweep_tables(found),
         about=header,
         data=sweep_data(found),
@@ -54,21 +55,26 @@ async def run_sweep(dsn: str, options: Options, workload: Workload) -> Report:
 
 async def run_spike(dsn: str, options: Options, workload: Workload) -> Report:
     """Send the bursts. Raises `BadOption` for a server or a workload that can't be used."""
+    load = load_now()
     async with _ready(dsn, options, workload) as watcher:
-        header = about(options, await server_settings(watcher))
+        header = about(options, await server_settings(watcher), load)
         with progress_bar(options.rounds * 2 * bursts.planned_seconds(options)) as progress:
             found = await bursts.spike(dsn, options, workload, progress)
     title = f"A burst of {options.burst} requests: {workload.name}"
     return Report(
         name="pool-spike",
         title=title,
-        sentences=(found.sentence, f"Workload: {workload.description}."),
+        sentences=(found.sentence, _what(workload), *unquiet(load)),
         tables=spike_tables(found),
         about=header,
         data=spike_data(found),
         png=draw_spike(found, title),
         picture="how many requests of a burst were answered within a time, for both kinds of pool",
     )
+
+
+def _what(workload: Workload) -> str:
+    return f"Workload: {workload.description}."
 
 
 def _load(options: Options) -> str:

@@ -58,7 +58,7 @@ class Row:
 
     @property
     def wait_share(self) -> float:
-        """Share of those who asked for a connection that found all taken."""
+        """Share of those who asked for a connection that had to wait, more than 0.1 ms."""
         asked = sum(one.asked for one in self.rounds)
         return sum(one.queued for one in self.rounds) / asked if asked else 0.0
 

@@ -95,7 +95,7 @@ def _waits(rows: Sequence[Row], marked: int) -> Table:
         for row in rows
     )
     note = (
-        "dbop_raw. `waited`: found all connections taken; the percentiles are of all waits, none as 0. "
+        "dbop_raw. `waited`: more than 0.1 ms; the percentiles are of all that asked, waiting or not. "
         "`in use`: connections, on average over the time; `by Little`: the same, as throughput times the "
         "mean hold."
     )

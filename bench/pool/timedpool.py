@@ -12,18 +12,30 @@ import asyncpg
 __all__ = ["TimedPool", "Waits"]
 
 
+# Seconds: a connection that is free is there sooner, by far, and one that is waited for never is: the event
+# loop has to come round once.
+_WAITED = 0.0001
+
+
 @dataclass(slots=True)
 class Waits:
     """The waiting for a connection of those who asked within a window."""
 
     seconds: array[float] = field(default_factory=lambda: array("d"))
-    queued: int = 0
-    """How many asked while every connection was taken."""
     given_up: int = 0
     """How many left without one."""
     held: float = 0.0
     """Seconds that those who got one held it, in all, until it was given back."""
     given_back: int = 0
+
+    @property
+    def queued(self) -> int:
+        """How many had to wait, those who gave up too.
+
+        By the time, and not by whether all connections were taken: asyncpg's pool hands one that was just
+        given back to whoever asks first, ahead of those who wait for it.
+        """
+        return self.given_up + sum(wait > _WAITED for wait in self.seconds)
 
 
 class TimedPool:
@@ -65,8 +77,6 @@ class TimedPool:
         asked = self._clock()
         self._tick(asked)
         noted = self._from <= asked < self._until
-        if noted and self.in_use + self.waiting >= self._max_size:
-            self.waits.queued += 1
         self.waiting += 1
         try:
             conn = await self._pool.acquire()

@@ -56,8 +56,6 @@ class Spot:
     action: Action
     side: Side
     mode: Mode
-    before_commit: bool = False
-    """Is COMMIT the next that is sent? After this message the line is lost before anybody knows."""
 
 
 @dataclass(slots=True)
@@ -182,7 +180,8 @@ class Laboratory:
         spot, error = outcome.spot, outcome.error
         outcome.busy_with = _busy_with(log, hit)
         outcome.commits = sum(message.sql == "COMMIT" for message in log)
-        in_doubt = outcome.busy_with == "COMMIT" or (spot.before_commit and spot.side == "after")
+        # After the last answer before COMMIT the line is lost before anybody knows, and COMMIT is sent into it.
+        in_doubt = outcome.busy_with == "COMMIT" or (hit.type == "Z" and spot.side == "after")
         looked_up = spot.mode != "raised" or self.scenario == "ingest"
         if isinstance(error, CommitUnknown):
             outcome.expect(that=in_doubt, what=f"CommitUnknown at {outcome.busy_with!r}")
@@ -215,7 +214,7 @@ def _spots(
             share = around if "COMMIT" in {sql, next_sql} else elsewhere / len(messages)
             for action, side in itertools.product(ACTIONS, SIDES):
                 if rng.random() < share:
-                    spots.append(Spot(index, action, side, mode, before_commit=next_sql == "COMMIT"))
+                    spots.append(Spot(index, action, side, mode))
     return spots
 
 

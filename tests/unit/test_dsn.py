@@ -35,10 +35,10 @@ def test_any_password_passes_once_it_is_quoted(password: str) -> None:
     check_dsn(f"postgresql://app:{quote(password, safe='')}@localhost:5432/app")
 
 
-@given(password=st.text("/?#@:[]%&=abc\u2100", min_size=1).map(lambda text: f"{text}s3cret/x"))
-def test_an_unquoted_one_is_never_quoted_in_the_error(password: str) -> None:
-    try:
+# What ends the host's part before the password does: it leaves the password where the port should be.
+@given(password=st.text("/?#", min_size=1, max_size=3).map(lambda text: f"s3cret{text}x"))
+def test_an_unquoted_one_is_refused_and_not_quoted_in_the_error(password: str) -> None:
+    with pytest.raises(PolicyError) as caught:
         check_dsn(f"postgresql://app:{password}@localhost:5432/app")
-    except PolicyError as exc:
-        assert "s3cret" not in str(exc)
-        assert exc.__cause__ is exc.__context__ is None
+    assert "s3cret" not in str(caught.value)
+    assert caught.value.__cause__ is caught.value.__context__ is None
