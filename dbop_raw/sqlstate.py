@@ -12,6 +12,7 @@ talks to (Citus, postgres_fdw, dblink).
 from __future__ import annotations
 
 import enum
+import functools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -95,14 +96,26 @@ def verdict_of(
     A code that no row knows was made up by the user's own functions (`RAISE … USING ERRCODE`): NEVER, and
     one row can cause it.
     """
+    if not overrides:
+        return _known(sqlstate, severity)
+    return _looked_up(sqlstate, severity, _overriding(sqlstate or "", overrides))
+
+
+def _looked_up(sqlstate: str | None, severity: str | None, rule: Rule | None) -> Verdict:
+    """The verdict by `rule`; None: by `RULES`."""
     code = sqlstate or ""
-    rule = _overriding(code, overrides)
     if rule is None:
         rule = _OTHER_NODE if severity == "ERROR" and code in _TELLS_OF_A_NODE else _rule(code, severity)
     if severity in _ENDS_THE_SESSION:
         rule = _session_ended(rule)
     condition = CONDITIONS.get(code) or _FORMER_CONDITIONS.get(code, "unknown")
     return Verdict(sqlstate, condition, rule.repair, rule.evict, rule.item, rule.reason)
+
+
+@functools.lru_cache(maxsize=1024)
+def _known(sqlstate: str | None, severity: str | None) -> Verdict:
+    """Of the table as it is: a batch asks it for each bad row, and of a few codes."""
+    return _looked_up(sqlstate, severity, None)
 
 
 def normalise_overrides(mapping: Mapping[str, Rule | Repair]) -> Mapping[str, Rule]:
@@ -133,9 +146,7 @@ _BY_THE_USER = "set by the user of this engine"
 _ENDS_THE_SESSION = frozenset({"FATAL", "PANIC"})
 
 
-def _overriding(code: str, overrides: Mapping[str, Rule] | None) -> Rule | None:
-    if not overrides:
-        return None
+def _overriding(code: str, overrides: Mapping[str, Rule]) -> Rule | None:
     return overrides.get(code) or overrides.get(code[:2])
 
 

@@ -65,7 +65,7 @@ fill_venv() {
     say "installing dbop_raw and its tools into $venv …"
     # A stamp from an earlier fill must not outlive a fill that fails.
     rm -f "$venv/.dbop_raw-stamp"
-    if ! "$venv/bin/python" -m pip install --disable-pip-version-check --quiet -e ".[dev,cli,embedded,otel]" >"$log" 2>&1; then
+    if ! "$venv/bin/python" -m pip install --disable-pip-version-check --quiet -e ".[dev,cli,embedded,bench,peers]" >"$log" 2>&1; then
         cat "$log" >&2
         rm -f "$log"
         die "pip could not install dbop_raw and its tools (above): is there a package index that can be reached?"

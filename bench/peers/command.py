@@ -32,10 +32,11 @@ class Sizes:
 
     rows: int = 10_000
     bad: tuple[float, ...] = (0.0, 0.001, 0.01, 0.1)
-    chunk: int = 10_000
+    chunk: int = 1_000
     """Rows a transaction."""
-    flights: int = 50_000
     rounds: int = 5
+    flights: int = 20_000
+    flight_rounds: int = 3
     slow_rows: int = 1_000
     slow_bad: tuple[float, ...] = (0.0, 0.01)
     slow_rounds: int = 3
@@ -46,7 +47,15 @@ class Sizes:
 
 
 QUICK = Sizes(
-    rows=300, bad=(0.0, 0.01), flights=200, rounds=1, slow_rows=60, slow_bad=(0.01,), slow_rounds=1, calls=8
+    rows=300,
+    bad=(0.0, 0.01),
+    flights=200,
+    rounds=1,
+    flight_rounds=1,
+    slow_rows=60,
+    slow_bad=(0.01,),
+    slow_rounds=1,
+    calls=8,
 )
 
 
@@ -54,7 +63,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run it; gives the exit code."""
     asked = _parser().parse_args(arguments)
     sizes = QUICK if asked.quick else Sizes()
-    given = {name: getattr(asked, name) for name in ("rows", "flights", "rounds", "slow_rows", "calls")}
+    given = {
+        name: getattr(asked, name) for name in ("rows", "chunk", "flights", "rounds", "slow_rows", "calls")
+    }
     sizes = replace(sizes, **{name: value for name, value in given.items() if value is not None})
     try:
         with database(asked.dsn, "bench_peers") as dsn:
@@ -84,6 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     made.add_argument("--dsn", help="postgresql:// URL; gets a database for the time. Default: embedded")
     made.add_argument("--rows", type=int, help=f"of the two-column table; default: {default.rows}")
+    made.add_argument("--chunk", type=int, help=f"rows a transaction; default: {default.chunk}")
     made.add_argument("--flights", type=int, help=f"rows of flights, 0 for none; default: {default.flights}")
     made.add_argument("--rounds", type=int, help=f"default: {default.rounds}")
     made.add_argument("--slow-rows", type=int, help=f"rows on the slow line; default: {default.slow_rows}")
@@ -123,4 +135,4 @@ async def _flights(dsn: str, sizes: Sizes) -> Case:
             else "its data is not here: python -m bench.flights"
         )
         return Case("flights", NEAR, reason=why)
-    return await _case(dsn, flights_work(found, sizes.flights), NEAR, sizes, sizes.rounds)
+    return await _case(dsn, flights_work(found, sizes.flights), NEAR, sizes, sizes.flight_rounds)

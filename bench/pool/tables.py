@@ -28,8 +28,9 @@ class Table:
     def markdown(self) -> str:
         """As Markdown."""
         lines = [f"### {self.title}", ""]
-        lines.append(f"| {' | '.join(self.head)} |")
-        lines.append(f"|{'|'.join('---' if not n else '---:' for n in range(len(self.head)))}|")
+        if self.rows:
+            lines.append(f"| {' | '.join(self.head)} |")
+            lines.append(f"|{'|'.join('---' if not n else '---:' for n in range(len(self.head)))}|")
         for number, row in enumerate(self.rows):
             cells = [f"**{cell}**" if number == self.marked else cell for cell in row]
             lines.append(f"| {' | '.join(cells)} |")

@@ -180,7 +180,7 @@ class Laboratory:
         spot, error = outcome.spot, outcome.error
         outcome.busy_with = _busy_with(log, hit)
         outcome.commits = sum(message.sql == "COMMIT" for message in log)
-        # After the last answer before COMMIT the line is lost before anybody knows, and COMMIT is sent into it.
+        # Lost after the last answer before COMMIT, unnoticed: COMMIT is sent into it.
         in_doubt = outcome.busy_with == "COMMIT" or (hit.type == "Z" and spot.side == "after")
         looked_up = spot.mode != "raised" or self.scenario == "ingest"
         if isinstance(error, CommitUnknown):
