@@ -241,7 +241,7 @@ class Engine:
         `deadline`: seconds for all of it: waiting for a connection, tries, pauses. Clean-up takes at most 0.2
         s more.
         `autocommit`: no transaction: each statement of `op` is its own. One round trip, for an operation of
-        one statement.
+        one statement. An `OperationTimeout` then leaves open whether it was done, so it is not retried.
         `resolve_commit`: when the answer to COMMIT is lost, look up what became of it: committed gives the
         result, not committed runs again. False, or where it can't be known: `CommitUnknown`.
 

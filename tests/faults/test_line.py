@@ -2,12 +2,13 @@
 
 A clean run of a scenario through the proxy tells its messages. Then it runs again for each message, action
 and side, with that one fault in it, on a pool that has no connection yet: so startup is among them. In the
-short mode they are sampled by the seed, around a COMMIT more of them; DBOP_RAW_FAULT_SCALE=20 takes them all.
+short mode they are sampled by the seed, around a COMMIT more of them; DBOP_RAW_FAULT_SCALE=40 takes them all.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import random
 from collections import Counter
@@ -22,10 +23,11 @@ import pytest
 from bench.soak.books import TABLE, Books
 from bench.soak.load import JOBS, How
 from bench.soak.trouble import note_complaints, until
-from dbop_raw import CommitTokens, CommitUnknown, Engine, OperationTimeout, RetryPolicy
+from dbop_raw import AcquireTimeout, CommitTokens, CommitUnknown, Engine, OperationTimeout, RetryPolicy
 from dbop_raw.testing import Fault, FaultProxy, Message, Server
 
-pytestmark = pytest.mark.anyio
+# The long mode takes its time; in the short one each test takes some seconds.
+pytestmark = [pytest.mark.anyio, pytest.mark.timeout(3600)]
 
 Action = Literal["cut", "reset", "hang"]
 Side = Literal["before", "after"]
@@ -142,7 +144,7 @@ class Laboratory:
             proxy.dsn(self._dsn) + "?sslmode=disable",
             min_size=0,
             max_size=2,
-            acquire_timeout=CONNECT,
+            acquire_timeout=CONNECT if spot.action == "hang" else 10.0,
             commit_tokens=self._tokens if spot.mode == "token" else None,
         ) as engine:
             started = loop.time()
@@ -162,8 +164,7 @@ class Laboratory:
             outcome.expect(
                 that=outcome.last or await _is_closed(proxy, faulty), what="the connection was kept"
             )
-            one = await engine.run(lambda conn: conn.fetchval("SELECT 1"), retry=RETRY, deadline=5.0)
-            outcome.expect(that=one == 1, what="the engine is of no use afterwards")
+            outcome.expect(that=await _is_usable(engine), what="the engine is of no use afterwards")
         await self._check_rows(outcome)
         return log
 
@@ -196,6 +197,15 @@ class Laboratory:
             outcome.expect(that=over <= SLACK, what=f"{over:.2f} s beyond its deadline")
             if isinstance(error, OperationTimeout):
                 outcome.expect(that=over >= -SLACK, what=f"timed out {-over:.2f} s before its deadline")
+
+
+async def _is_usable(engine: Engine) -> bool:
+    """Does it run a query, at the latest in five seconds? A busy machine may take long to connect."""
+    give_up = asyncio.get_running_loop().time() + 5
+    while asyncio.get_running_loop().time() < give_up:
+        with contextlib.suppress(AcquireTimeout):
+            return bool(await engine.run(lambda conn: conn.fetchval("SELECT 1"), retry=RETRY) == 1)
+    return False
 
 
 async def _is_closed(proxy: FaultProxy, number: int | None) -> bool:
@@ -252,7 +262,8 @@ async def test_one_fault_at_any_message_loses_and_doubles_nothing(
     modes = MODES if scenario != "ingest" else MODES[1:]
     messages = {mode: await laboratory.clean_run(mode) for mode in modes}
     rng = random.Random(seed)
-    spots = _spots(messages, rng, (1.0 if scenario == "single" else 0.4) * scale, 0.15 * scale)
+    around = {"single": 1.0, "ingest": 0.15}.get(scenario, 0.4)
+    spots = _spots(messages, rng, around * scale, (0.08 if scenario == "ingest" else 0.15) * scale)
     hangs = [spot for spot in spots if spot.action == "hang"]
     others = [spot for spot in spots if spot.action != "hang"]
     outcomes = await _all(laboratory, others, OTHERS_AT_A_TIME)
