@@ -107,8 +107,8 @@ class Trouble:
         try:
             await asyncio.to_thread(self._server.restart)
         except ServerError:
-            # PostgreSQL 18.6: a fast stop in the middle of crash recovery (after "kill -9") may never end; the
-            # io workers and the checkpointer stay.
+            # In PostgreSQL 18.6 a fast stop during crash recovery (after "kill -9") may never end: the io
+            # workers and the checkpointer stay.
             self.struck["stop that took too long"] += 1
             await asyncio.to_thread(self._server.crash)
             await asyncio.to_thread(self._server.start)

@@ -103,9 +103,38 @@ _FIELDS = (
 )
 
 # Nothing here is looked up by an unqualified name. Variables begin with d_, and a column of the user's that
-# is named alike wins. `d_calm` counts the good rows since the last bad one: where it grows, blocks of rows
-# are tried together, and a block that fails is tried again in smaller ones.
-_BODY = """
+# is named alike wins.
+_RETURNS = ", ".join(f"d_{name} pg_catalog.text" for name, _, _ in _FIELDS)
+_DIAGNOSTICS = ", ".join(f"d_{name} = {item}" for name, item, _ in _FIELDS)
+# An error that is no row's fault ends the call.
+_STOP = """IF (SQLSTATE OPERATOR(pg_catalog.=) ANY (d_stop)
+          OR pg_catalog.substr(SQLSTATE, 1, 2) OPERATOR(pg_catalog.=) ANY (d_stop))
+         AND NOT SQLSTATE OPERATOR(pg_catalog.=) ANY (d_keep) THEN
+        RAISE;
+      END IF;"""
+
+# One row after another: where many are bad. A loop over records, since a subscript for each value costs more.
+_ALONE = """
+#variable_conflict use_column
+DECLARE
+  d_r pg_catalog.record;
+BEGIN{guard}
+  FOR d_r IN SELECT d_u.* FROM ROWS FROM ({arrays}) WITH ORDINALITY AS d_u({aliases}, d_at) LOOP
+    BEGIN
+      {one};
+    EXCEPTION WHEN OTHERS THEN
+      {stop}
+      GET STACKED DIAGNOSTICS {diagnostics};
+      d_index := d_r.d_at;
+      RETURN NEXT;
+    END;
+  END LOOP;
+END
+"""
+
+# Blocks of rows: where few are bad. A block that fails is tried again in smaller ones, at last row by row;
+# `d_calm` counts the good rows since the last bad one, and where it grows, blocks are tried again.
+_BLOCKS = """
 #variable_conflict use_column
 DECLARE
   d_k pg_catalog.int4 := 1;
@@ -123,13 +152,13 @@ BEGIN{guard}
       END IF;
       d_calm := d_calm OPERATOR(pg_catalog.+) d_hi OPERATOR(pg_catalog.-) d_k OPERATOR(pg_catalog.+) 1;
       d_k := d_hi OPERATOR(pg_catalog.+) 1;
-      {grow}
-    EXCEPTION WHEN OTHERS THEN
-      IF (SQLSTATE OPERATOR(pg_catalog.=) ANY (d_stop)
-          OR pg_catalog.substr(SQLSTATE, 1, 2) OPERATOR(pg_catalog.=) ANY (d_stop))
-         AND NOT SQLSTATE OPERATOR(pg_catalog.=) ANY (d_keep) THEN
-        RAISE;
+      IF d_block OPERATOR(pg_catalog.>) 1 THEN
+        d_block := LEAST(d_block OPERATOR(pg_catalog.*) 2, 512);
+      ELSIF d_calm OPERATOR(pg_catalog.>=) 24 THEN
+        d_block := 8;
       END IF;
+    EXCEPTION WHEN OTHERS THEN
+      {stop}
       IF d_hi OPERATOR(pg_catalog.=) d_k THEN
         GET STACKED DIAGNOSTICS {diagnostics};
         d_index := d_k;
@@ -145,52 +174,50 @@ BEGIN{guard}
   END LOOP;
 END
 """
-_GROW = """
-      IF d_block OPERATOR(pg_catalog.>) 1 THEN
-        d_block := LEAST(d_block OPERATOR(pg_catalog.*) 2, 512);
-      ELSIF d_calm OPERATOR(pg_catalog.>=) 24 THEN
-        d_block := 8;
-      END IF;"""
+
+_NULL = type(None)
+
+
+class _Function:
+    """A function in pg_temp: how it is made, and how it is called."""
+
+    def __init__(self, types: Sequence[str], body: str) -> None:
+        arguments = ", ".join(f"d_{n} {type_}[]" for n, type_ in enumerate(types, 1))
+        signature = (
+            f"(d_block pg_catalog.int4, d_stop pg_catalog.text[], d_keep pg_catalog.text[], {arguments}) "
+            f"RETURNS TABLE (d_index pg_catalog.int4, {_RETURNS}) LANGUAGE plpgsql AS "
+        )
+        self._name = "dbop_raw_" + hashlib.sha256((signature + body).encode()).hexdigest()[:16]
+        # The quotes' tags depend on what they enclose, so nothing in it can have been made to end them.
+        tag = f"$d_{self._name[-16:]}$"
+        outer = f"$d_{self._name[-16:]}_do$"
+        create = f"CREATE FUNCTION pg_temp.{self._name}{signature}{tag}{body}{tag}"
+        self.ensure = (
+            f"DO {outer}BEGIN IF pg_catalog.to_regproc('pg_temp.{self._name}') IS NULL THEN "
+            f"EXECUTE {sql.literal(create)}; END IF; END{outer}"
+        )
+        """Makes it once a session: an earlier batch may have done so, or its transaction was rolled back, or
+        a pooler gave us another session. Making it again each time would fill pg_proc with dead rows."""
+        self.warm = False
+        """Has it been called? The first call compiles it, and looks up the arrays' types."""
+
+    def call(self, types: Sequence[str | None]) -> str:
+        """The call; an array whose type is given is sent as one text, to be read as an array of that type."""
+        casts = ("" if type_ is None else f"::pg_catalog.text::{type_}[]" for type_ in types)
+        arrays = ", ".join(f"${n}{cast}" for n, cast in enumerate(casts, 4))
+        return f"SELECT * FROM pg_temp.{self._name}($1, $2, $3, {arrays})"
 
 
 class InServer:
-    """One such function: its text, and how to call it."""
+    """The two ways to try rows in the server: one after another, and in blocks."""
 
     def __init__(
-        self, types: Sequence[str], one: str, block: str | None, *, guard: str = "", text: bool = False
+        self, types: Sequence[str], alone: str, blocks: str | None = None, *, text: bool = False
     ) -> None:
-        arguments = ", ".join(f"d_{n} {type_}[]" for n, type_ in enumerate(types, 1))
-        returns = ", ".join(f"d_{name} pg_catalog.text" for name, _, _ in _FIELDS)
-        body = _BODY.format(
-            guard=guard,
-            one=one,
-            block="NULL" if block is None else block,
-            grow="" if block is None else _GROW,
-            diagnostics=", ".join(f"d_{name} = {item}" for name, item, _ in _FIELDS),
-        )
-        signature = (
-            f"(d_block pg_catalog.int4, d_stop pg_catalog.text[], d_keep pg_catalog.text[], {arguments}) "
-            f"RETURNS TABLE (d_index pg_catalog.int4, {returns}) LANGUAGE plpgsql AS "
-        )
-        name = "dbop_raw_" + hashlib.sha256((signature + body).encode()).hexdigest()[:16]
-        # The quotes' tags depend on what they enclose, so nothing in it can have been made to end them.
-        tag = f"$d_{name[-16:]}$"
-        outer = f"$d_{name[-16:]}_do$"
-        create = f"CREATE FUNCTION pg_temp.{name}{signature}{tag}{body}{tag}"
-        # Made once a session: an earlier batch may have done so, or its transaction was rolled back, or a
-        # pooler gave us another session. Making it again each time would fill pg_proc with dead rows. It
-        # travels with the savepoint's message, at no round trip of its own.
-        self._ensure = (
-            f"DO {outer}BEGIN IF pg_catalog.to_regproc('pg_temp.{name}') IS NULL THEN "
-            f"EXECUTE {sql.literal(create)}; END IF; END{outer}"
-        )
-        # The driver looks at each element of an array in Python; one string of all of them it sends as it is.
-        cast = "::pg_catalog.text::pg_catalog.text[]" if text else ""
-        arrays = ", ".join(f"${n}{cast}" for n in range(4, len(types) + 4))
-        self._call = f"SELECT * FROM pg_temp.{name}($1, $2, $3, {arrays})"
+        self._types = types
         self._text = text
-        self._width = len(types)
-        self._warm = False
+        self._alone = _Function(types, alone)
+        self._blocks = None if blocks is None else _Function(types, blocks)
         self._codes: tuple[list[str], list[str]] | None = None
         self._codes_of: Mapping[str, Rule] | None = None
 
@@ -204,8 +231,8 @@ class InServer:
             # An array of arrays is one array of more dimensions in SQL: its rows can't differ in length.
             raise Unsupported
         names = [f"{sql.identifier(type_.schema)}.{sql.identifier(type_.name)}" for type_ in types]
-        values = ", ".join(f"d_{n}[d_k]" for n in range(1, len(types) + 1))
-        return InServer(names, f"EXECUTE {sql.literal(statement)} USING {values}", None)
+        values = ", ".join(f"d_r.c{n}" for n in range(1, len(types) + 1))
+        return InServer(names, _alone(len(types), f"EXECUTE {sql.literal(statement)} USING {values}"))
 
     @staticmethod
     def for_table(relation: str, columns: Sequence[Column], *, text: bool) -> InServer:
@@ -217,37 +244,79 @@ class InServer:
             raise Unsupported
         names = ", ".join(sql.identifier(column.name) for column in columns)
         casts = [f"::{column.type}" if text else "" for column in columns]
-        numbers = range(1, len(columns) + 1)
         # COPY writes the given value into an identity column, whatever the column's own rule.
         insert = f"INSERT INTO {relation} ({names}) OVERRIDING SYSTEM VALUE"
-        one = ", ".join(f"d_{n}[d_k]{cast}" for n, cast in zip(numbers, casts, strict=True))
+        guard = _guard(relation, columns) if text else ""
+
+        def values(form: str) -> str:
+            return ", ".join(form.format(n=n) + cast for n, cast in enumerate(casts, 1))
+
         # unnest() of several arrays is the parser's own word, and only unqualified; ROWS FROM says the same
         # with names that can't be hijacked.
-        slices = ", ".join(f"pg_catalog.unnest(d_{n}[d_k:d_hi])" for n in numbers)
-        aliases = ", ".join(f"c{n}" for n in numbers)
-        selected = ", ".join(f"d_u.c{n}{cast}" for n, cast in zip(numbers, casts, strict=True))
-        block = f"{insert} SELECT {selected} FROM ROWS FROM ({slices}) AS d_u({aliases})"
+        slices = ", ".join(f"pg_catalog.unnest(d_{n}[d_k:d_hi])" for n in range(1, len(columns) + 1))
+        aliases = ", ".join(f"c{n}" for n in range(1, len(columns) + 1))
+        blocks = _BLOCKS.format(
+            guard=guard,
+            one=f"{insert} VALUES ({values('d_{n}[d_k]')})",
+            block=f"{insert} SELECT {values('d_u.c{n}')} FROM ROWS FROM ({slices}) AS d_u({aliases})",
+            stop=_STOP,
+            diagnostics=_DIAGNOSTICS,
+        )
         types = ["pg_catalog.text" if text else column.type for column in columns]
-        guard = _guard(relation, columns) if text else ""
-        return InServer(types, f"{insert} VALUES ({one})", block, guard=guard, text=text)
+        alone = _alone(len(columns), f"{insert} VALUES ({values('d_r.c{n}')})", guard)
+        return InServer(types, alone, blocks, text=text)
 
     async def run(self, scope: Scope, rows: Sequence[Sequence[Any]], first: int, *, block: int) -> Tried:
         """Try `rows`, of which the first has the index `first`, in blocks of at first `block` rows."""
         if self._codes is None or self._codes_of is not scope.overrides:
             self._codes, self._codes_of = _stop_codes(scope.overrides), scope.overrides
         stop, keep = self._codes
-        make = _array_literal if self._text else list
-        columns = [make(column) for column in zip(*rows, strict=True)]
-        if len(columns) != self._width:
+        values = list(zip(*rows, strict=True))
+        if len(values) != len(self._types):
             raise Unsupported
-        scope.push(self._ensure)
+        columns = [self._array(type_, column) for type_, column in zip(self._types, values, strict=True)]
+        function = self._alone if self._blocks is None or block <= 1 else self._blocks
+        # It travels with the savepoint's message, at no round trip of its own.
+        scope.push(function.ensure)
         await scope.flush()
+        call = function.call([type_ for type_, _ in columns])
         started = anyio.current_time()
-        failures = await scope.conn.fetch(self._call, block, stop, keep, *columns)
-        # The first call compiles the function, and looks up the arrays' types.
-        seconds = anyio.current_time() - started if self._warm else 0.0
-        self._warm = True
+        failures = await scope.conn.fetch(call, block, stop, keep, *(array for _, array in columns))
+        seconds = anyio.current_time() - started if function.warm else 0.0
+        function.warm = True
         return Tried([RowFailure(first + row["d_index"] - 1, _error(row)) for row in failures], seconds)
+
+    def _array(self, type_: str, values: Sequence[Any]) -> tuple[str | None, Any]:
+        """One column's values as an argument: one text where the driver would send the same, else a list.
+
+        (The driver looks at each element of a list in Python; a text of all of them it sends as it is.)
+        """
+        if self._text:
+            return type_, _array_literal(values)
+        kinds = {*map(type, values)} - {_NULL}
+        if kinds == {int} and type_ in _INTEGERS:
+            return type_, "{" + ",".join(["NULL" if v is None else str(v) for v in values]) + "}"
+        if kinds == {str} and type_ in _TEXTS:
+            return type_, _array_literal(values)
+        return None, list(values)
+
+
+# Types, as format_type() writes them, whose Python values stand in an array's text just as they are.
+_INTEGERS = frozenset({"smallint", "integer", "bigint"})
+_TEXTS = frozenset({"text", "character varying"})
+
+
+def _alone(width: int, one: str, guard: str = "") -> str:
+    """The body that executes `one` for each record `d_r`, whose fields are c1, c2 and so on."""
+    numbers = range(1, width + 1)
+    return _ALONE.format(
+        guard=guard,
+        arrays=", ".join(f"pg_catalog.unnest(d_{n})" for n in numbers),
+        aliases=", ".join(f"c{n}" for n in numbers),
+        one=one,
+        stop=_STOP,
+        diagnostics=_DIAGNOSTICS,
+    )
 
 
 def _guard(relation: str, columns: Sequence[Column]) -> str:
