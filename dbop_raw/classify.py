@@ -141,27 +141,24 @@ def _of_interface(
     if isinstance(exc, ValueError) and not isinstance(exc, driver.ClientConfigurationError):
         # asyncpg's client-side DataError is hidden behind the server's class of that name: its bases tell.
         return verdict_of("22000", overrides=overrides)
-    where = _raised_in(exc)
-    if closed or where in _CLOSED_CHECKS:
+    if closed or _raised_in(exc) in _CLOSED_CHECKS:
         return _made(exc, Repair.CONNECTION, "the connection was closed before: nothing was sent", evict=True)
-    if where == _BINDING:
+    if exc.hint is not None and not isinstance(exc, driver.ClientConfigurationError):
+        # Of the driver's own complaints only this one has a hint. Where it was raised can't be told: Cython
+        # gives a frame the name of whichever function raised first at that line number, in any of its files.
         return _made(
             exc, Repair.NEVER, "a row has not as many values as the statement has parameters", item=True
         )
     return _made(exc, Repair.NEVER, "the driver was used in a way that it does not allow")
 
 
-# asyncpg's functions, by name: where the innermost frame is one of these, nothing was sent. A name that
-# asyncpg changes costs only the finer verdict; a test holds them against the driver.
+# Functions of asyncpg's Python modules: where the innermost frame is one of these, nothing was sent. A name
+# that asyncpg changes costs only the finer verdict; a test holds them against the driver.
 _CLOSED_CHECKS = frozenset({"_check_open"})
-_BINDING = "_encode_bind_msg"
-# Here the driver begins a command. It refuses when the server's last word (57P01, say) is here already, and
-# the end of the line, which closes the connection, is not.
-_NEXT_COMMAND = "_set_state"
 
 
 def _raised_in(exc: BaseException) -> str | None:
-    """The name of the function that raised `exc`, without its module and class (Cython gives them too)."""
+    """The name of the Python function that raised `exc`; of a compiled one it can't be trusted."""
     frames = exc.__traceback__
     if frames is None:
         return None
@@ -179,11 +176,13 @@ def _inside_driver(exc: asyncpg.InternalClientError) -> Verdict:
             Repair.CONNECTION,
             "no server is what the DSN asks for, a primary say: one may become it soon",
         )
-    if _raised_in(exc) == _NEXT_COMMAND:
+    if type(exc) is asyncpg.InternalClientError:
+        # Above all: the server's last word (57P01, say) came between two commands, and the end of the line
+        # not yet, so the driver refuses to begin the next one. Nothing tells that from worse.
         return _made(
             exc,
-            Repair.CONNECTION,
-            "the server had ended the session between two commands: nothing was sent",
+            Repair.UNKNOWN,
+            "the driver lost track of its connection; the server may have ended the session",
             evict=True,
         )
     return _made(
