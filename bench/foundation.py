@@ -157,6 +157,10 @@ class Flights:
         return report.read / watch.seconds
 
 
+async def _keep(conn: asyncpg.Connection) -> None:
+    """Send no reset query when a connection goes back to the pool: the baselines use no pool."""
+
+
 async def measure_flights(bench: Bench) -> list[Figure]:
     """Flights against COPY of the good rows, and against a nested transaction a row."""
     names = ("flights, copy_into / COPY of the good rows", "flights, copy_text / COPY of the good rows")
@@ -172,7 +176,7 @@ async def measure_flights(bench: Bench) -> list[Figure]:
     dsn = await asyncio.to_thread(bench.server.create_database)
     await flights.prepare(dsn)
     conn = await asyncpg.connect(dsn)
-    async with Engine.open(dsn, min_size=1, max_size=1) as engine:
+    async with Engine.open(dsn, min_size=1, max_size=1, reset=_keep) as engine:
         await flights.load_parents(engine, archive)
         into, text = (make("flights", columns=data.columns) for make in (copy_into, copy_text))
         contenders: dict[str, Contender] = {
@@ -218,7 +222,7 @@ async def measure_pairs(bench: Bench) -> list[Figure]:
         "copy_into": copy_into("pairs", columns=("id", "body")),
         "execute_many": execute_many("INSERT INTO pairs VALUES ($1, $2)"),
     }
-    async with Engine.open(dsn, min_size=1, max_size=1) as engine:
+    async with Engine.open(dsn, min_size=1, max_size=1, reset=_keep) as engine:
         contenders: dict[str, Contender] = {"plain": partial(_plain, conn, pairs(bench.sizes.pairs, 0))}
         for name, bounds in _BOUNDS.items():
             for share in bounds:

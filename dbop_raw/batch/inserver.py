@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import anyio
 import asyncpg
@@ -88,13 +88,13 @@ FROM c JOIN pg_catalog.pg_type AS t ON t.oid OPERATOR(pg_catalog.=) c.base
 WHERE t.typtype OPERATOR(pg_catalog.<>) 'd'
 """
 
-# The fields of an error that PL/pgSQL can read, and the letters that the protocol names them by.
+# The fields of an error that PL/pgSQL can read, and the letters that the protocol names them by. Not its
+# context, which would tell of our function.
 _FIELDS = (
     ("code", "RETURNED_SQLSTATE", "C"),
     ("message", "MESSAGE_TEXT", "M"),
     ("detail", "PG_EXCEPTION_DETAIL", "D"),
     ("hint", "PG_EXCEPTION_HINT", "H"),
-    ("context", "PG_EXCEPTION_CONTEXT", "W"),
     ("schema", "SCHEMA_NAME", "s"),
     ("tab", "TABLE_NAME", "t"),
     ("col", "COLUMN_NAME", "c"),
@@ -295,7 +295,10 @@ class InServer:
             return type_, _array_literal(values)
         kinds = {*map(type, values)} - {_NULL}
         if kinds == {int} and type_ in _INTEGERS:
-            return type_, "{" + ",".join(["NULL" if v is None else str(v) for v in values]) + "}"
+            texts = (
+                map(str, values) if None not in values else ("NULL" if v is None else str(v) for v in values)
+            )
+            return type_, "{" + ",".join(texts) + "}"
         if kinds == {str} and type_ in _TEXTS:
             return type_, _array_literal(values)
         return None, list(values)
@@ -339,12 +342,18 @@ def _guard(relation: str, columns: Sequence[Column]) -> str:
 
 def _array_literal(values: Sequence[str | None]) -> str:
     """An array of texts as the server reads it (PostgreSQL, "Array Input and Output Syntax")."""
-    texts = ["" if value is None else value for value in values]
+    if None in values:
+        quoted = ["NULL" if value is None else f'"{_escape(value)}"' for value in values]
+        return "{" + ",".join(quoted) + "}"
+    texts = cast("Sequence[str]", values)
     together = "".join(texts)
     if '"' in together or "\\" in together:
-        texts = [text.replace("\\", "\\\\").replace('"', '\\"') for text in texts]
-    quoted = ["NULL" if value is None else f'"{text}"' for value, text in zip(values, texts, strict=True)]
-    return "{" + ",".join(quoted) + "}"
+        texts = [_escape(text) for text in texts]
+    return '{"' + '","'.join(texts) + '"}' if texts else "{}"
+
+
+def _escape(text: str) -> str:
+    return text.replace("\\", "\\\\").replace('"', '\\"') if '"' in text or "\\" in text else text
 
 
 def _stop_codes(overrides: Mapping[str, Rule] | None) -> tuple[list[str], list[str]]:
@@ -368,8 +377,7 @@ _CODE = 5
 def _error(row: Mapping[str, Any]) -> Exception:
     """The error that the row would have raised, rebuilt from its fields."""
     fields = {"S": "ERROR", "V": "ERROR"}
-    for name, _, letter in _FIELDS:
-        value = row[f"d_{name}"]
+    for (_, _, letter), value in zip(_FIELDS, tuple(row.values())[1:], strict=True):
         if value:
             fields[letter] = value
     error: Exception = asyncpg.PostgresError.new(fields)
