@@ -17,7 +17,8 @@ from typing import Any, Generic, Protocol, TypeVar, cast
 import asyncpg
 
 from dbop_raw import sql
-from dbop_raw.batch.inserver import Column, InServer, Tried
+from dbop_raw.batch.inserver import Column, InServer, RowFailure, Tried
+from dbop_raw.batch.suspects import Suspects, depends_on_order
 from dbop_raw.errors import PolicyError
 from dbop_raw.operation import AnyOperation, Scope, is_gone, name_of, to_operation
 
@@ -285,9 +286,7 @@ class _Copy:
     __slots__ = ()
     target: _Target
     _in_server: list[InServer]
-
-    async def _columns(self, scope: Scope) -> list[Column]:
-        return await Column.of_table(scope, self.target.relation, self.target.columns)
+    _suspects: list[Suspects]
 
     async def _try_rows(
         self, scope: Scope, rows: Sequence[Row], lo: int, density: float, *, text: bool
@@ -296,17 +295,52 @@ class _Copy:
             if not self._in_server:
                 columns = await Column.of_table(scope, self.target.relation, self.target.columns)
                 self._in_server.append(InServer.for_table(self.target.relation, columns, text=text))
-            # Where bad rows are rare, the server tries blocks of them; where they are dense, that would only
-            # be undone.
-            return await self._in_server[0].run(scope, rows, lo, block=_block(density))
+            if not self._suspects:
+                self._suspects.append(Suspects(self.target.columns))
+            tried = await self._apart(scope, rows) if density > _DENSE else None
+            if tried is None:
+                tried = await self._in_server[0].run(scope, rows, 0, block=_block(density))
+            if len(tried.failures) > _DENSE * len(rows):
+                await self._suspects[0].learn(scope, rows, tried.failures)
         except Exception as exc:
             self._in_server.clear()
             raise WriteFailed(None, exc) from exc
+        return Tried([RowFailure(lo + one.index, one.error) for one in tried.failures], tried.seconds)
+
+    async def _apart(self, scope: Scope, rows: Sequence[Row]) -> Tried | None:
+        """The suspects alone, after the others in blocks; None where that can't be, or there are none."""
+        suspects = set(self._suspects[0].among(rows))
+        if not suspects:
+            return None
+        others = [place for place in range(len(rows)) if place not in suspects]
+        failures: list[RowFailure] = []
+        seconds = []
+        scope.savepoint()
+        try:
+            for places, block in ((others, _BLOCK), (sorted(suspects), 1)):
+                if not places:
+                    continue
+                some = [rows[place] for place in places]
+                tried = await self._in_server[0].run(scope, some, 0, block=block)
+                failures += [RowFailure(places[one.index], one.error) for one in tried.failures]
+                seconds.append(tried.seconds)
+        except BaseException:
+            scope.abandon()
+            raise
+        if any(map(depends_on_order, failures)):
+            scope.abandon()
+            self._suspects[0].give_up()
+            return None
+        scope.release()
+        failures.sort(key=lambda one: one.index)
+        return Tried(failures, sum(seconds) if all(seconds) else 0.0)
 
 
 # Where more rows are bad, trying a block of them is mostly in vain.
 _DENSE = 0.03
 _LARGEST_BLOCK = 512
+# With the suspects set apart, bad rows are rare among the others.
+_BLOCK = 64
 
 
 def _block(density: float) -> int:
@@ -321,6 +355,7 @@ class CopyInto(_Copy):
     target: _Target
     opaque: bool = field(default=False, init=False)
     _in_server: list[InServer] = field(default_factory=list, init=False, repr=False, compare=False)
+    _suspects: list[Suspects] = field(default_factory=list, init=False, repr=False, compare=False)
 
     @property
     def name(self) -> str:
@@ -424,6 +459,7 @@ class CopyText(_Copy):
     target: _Target
     opaque: bool = field(default=False, init=False)
     _in_server: list[InServer] = field(default_factory=list, init=False, repr=False, compare=False)
+    _suspects: list[Suspects] = field(default_factory=list, init=False, repr=False, compare=False)
 
     @property
     def name(self) -> str:

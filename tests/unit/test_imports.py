@@ -32,6 +32,7 @@ ORDER = (
     "retry",
     "batch.spans",
     "batch.inserver",
+    "batch.suspects",
     "batch.writers",
     "batch.batch",
     "batch",

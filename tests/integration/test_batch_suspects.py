@@ -1,0 +1,75 @@
+"""Many rows with the same missing parents: set apart, and still each judged as a plain loop would."""
+
+import random
+from typing import Any
+
+import pytest
+
+from dbop_raw import Engine, batch, copy_into, copy_text
+
+pytestmark = pytest.mark.anyio
+
+PARENTS = range(50)
+
+
+def a_loop(rows: list[tuple[int, int | None]]) -> tuple[dict[int, int | None], list[tuple[int, str]]]:
+    """What is written and what fails, row after row."""
+    table: dict[int, int | None] = {}
+    failed = []
+    for index, (key, parent) in enumerate(rows):
+        if key in table:
+            failed.append((index, "23505"))
+        elif parent is not None and parent not in PARENTS:
+            failed.append((index, "23503"))
+        else:
+            table[key] = parent
+    return table, failed
+
+
+@pytest.mark.parametrize("kind", ["copy_into", "copy_text"])
+@pytest.mark.parametrize("doubles", [0, 3, 40])
+@pytest.mark.parametrize("everyone", [False, True])
+async def test_it_ends_as_a_plain_loop_would(
+    postgres_dsn: str, kind: str, doubles: int, everyone: bool
+) -> None:
+    chance = random.Random(f"{kind} {doubles} {everyone}")
+    make: Any = copy_into if kind == "copy_into" else copy_text
+    write = batch(make("child", columns=("id", "parent")))
+    async with Engine.open(postgres_dsn, min_size=1, max_size=1) as engine:
+        await engine.execute(
+            "CREATE TABLE parent (id int PRIMARY KEY); INSERT INTO parent SELECT * FROM generate_series(0, 49);"
+            "CREATE TABLE child (id int PRIMARY KEY, parent int REFERENCES parent)"
+        )
+        for _ in range(4):
+            await engine.execute("TRUNCATE child")
+            rows: list[tuple[int, int | None]] = [
+                (
+                    n,
+                    chance.choice([900, 901])
+                    if everyone
+                    else chance.choice([None, *PARENTS, *([900, 901] * 8)]),
+                )
+                for n in range(400)
+            ]
+            for _ in range(doubles):
+                rows[chance.randrange(200, 400)] = (chance.randrange(200), chance.choice([3, 900]))
+            table, failed = a_loop(rows)
+            items: Any = rows
+            if kind == "copy_text":
+                items = [tuple(None if value is None else str(value) for value in row) for row in rows]
+            result = await engine.run(write(items))
+            found = {row["id"]: row["parent"] for row in await engine.fetch("SELECT * FROM child")}
+            assert found == table
+            assert [(one.index, one.verdict.sqlstate) for one in result.failed] == failed
+
+
+async def test_a_table_that_refers_to_itself_is_not_reordered(postgres_dsn: str) -> None:
+    write = batch(copy_into("tree", columns=("id", "parent")))
+    async with Engine.open(postgres_dsn, min_size=1, max_size=1) as engine:
+        await engine.execute("CREATE TABLE tree (id int PRIMARY KEY, parent int REFERENCES tree)")
+        lost = [(n, 1000) for n in range(100)]
+        result = await engine.run(write(lost))
+        assert len(result.failed) == 100
+        # The same value again, but now its row is there, and comes first.
+        result = await engine.run(write([(1000, None), *lost]))
+        assert not result.failed
