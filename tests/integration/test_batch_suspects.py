@@ -37,7 +37,8 @@ async def test_it_ends_as_a_plain_loop_would(
     write = batch(make("child", columns=("id", "parent")))
     async with Engine.open(postgres_dsn, min_size=1, max_size=1) as engine:
         await engine.execute(
-            "CREATE TABLE parent (id int PRIMARY KEY); INSERT INTO parent SELECT * FROM generate_series(0, 49);"
+            "CREATE TABLE parent (id int PRIMARY KEY);"
+            "INSERT INTO parent SELECT * FROM generate_series(0, 49);"
             "CREATE TABLE child (id int PRIMARY KEY, parent int REFERENCES parent)"
         )
         for _ in range(4):
