@@ -523,8 +523,7 @@ class TestWhatStopsIt:
         report = await ingest(engine, rows(50, bad=(5, 25)), copying(), size=10, workers=3, skip_limit=2)
         assert (report.rejected, report.finished) == (2, True)
 
-    @pytest.mark.parametrize("asynchronous", [False, True])
-    @pytest.mark.parametrize("linger", [None, 5.0])
+    @pytest.mark.parametrize(("asynchronous", "linger"), [(False, None), (True, None), (True, 5.0)])
     async def test_an_error_of_the_source_is_raised_unchanged(
         self, engine: Engine, asynchronous: bool, linger: float | None
     ) -> None:
@@ -542,8 +541,6 @@ class TestWhatStopsIt:
             finally:
                 closed = True
 
-        if linger is not None and not asynchronous:
-            pytest.skip("linger is for async sources")
         source: Any = stream() if asynchronous else broken()
         told: list[IngestReport] = []
         with pytest.raises(LookupError, match="no more"):
