@@ -297,9 +297,11 @@ class _Copy:
                 self._in_server.append(InServer.for_table(self.target.relation, columns, text=text))
             if not self._suspects:
                 self._suspects.append(Suspects(self.target.columns))
-            tried = await self._apart(scope, rows) if density > _DENSE else None
+            # Kept in hand: the workers of an ingest share this writer, and another's failure clears the list.
+            in_server = self._in_server[0]
+            tried = await self._apart(scope, in_server, rows) if density > _DENSE else None
             if tried is None:
-                tried = await self._in_server[0].run(scope, rows, 0, block=_block(density))
+                tried = await in_server.run(scope, rows, 0, block=_block(density))
             if len(tried.failures) > _DENSE * len(rows):
                 await self._suspects[0].learn(scope, rows, tried.failures)
         except Exception as exc:
@@ -307,7 +309,7 @@ class _Copy:
             raise WriteFailed(None, exc) from exc
         return Tried([RowFailure(lo + one.index, one.error) for one in tried.failures], tried.seconds)
 
-    async def _apart(self, scope: Scope, rows: Sequence[Row]) -> Tried | None:
+    async def _apart(self, scope: Scope, in_server: InServer, rows: Sequence[Row]) -> Tried | None:
         """The suspects alone, after the others in blocks; None where that can't be, or there are none."""
         suspects = set(self._suspects[0].among(rows))
         if not suspects:
@@ -321,7 +323,7 @@ class _Copy:
                 if not places:
                     continue
                 some = [rows[place] for place in places]
-                tried = await self._in_server[0].run(scope, some, 0, block=block)
+                tried = await in_server.run(scope, some, 0, block=block)
                 failures += [RowFailure(places[one.index], one.error) for one in tried.failures]
                 seconds.append(tried.seconds)
         except BaseException:
