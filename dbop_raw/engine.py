@@ -66,6 +66,7 @@ class _Call:
     """One `run`: what was asked for, and what all its tries share."""
 
     op: Operation[Any]
+    policy: RetryPolicy | None
     begin: str | None
     readonly: bool
     deadline: float | None
@@ -250,62 +251,65 @@ class Engine:
         `EngineClosed`; `TransactionAborted`, `CommitUnknown`, `RollbackFailed`, `TransactionMisuse`;
         `PolicyError` for options that don't fit together.
         """
-        return await self.run_recorded(
-            op,
-            None,
-            retry=retry,
-            isolation=isolation,
-            readonly=readonly,
-            deferrable=deferrable,
-            deadline=deadline,
-            autocommit=autocommit,
-            resolve_commit=resolve_commit,
-        )
-
-    async def run_recorded(
-        self,
-        op: AnyOperation[T],
-        record: Record | None,
-        *,
-        retry: RetryPolicy | None = None,
-        isolation: sql.Isolation | None = None,
-        readonly: bool = False,
-        deferrable: bool = False,
-        deadline: float | None = None,
-        autocommit: bool = False,
-        resolve_commit: bool = False,
-    ) -> T:
-        """`run`, with a record of the transaction that the caller brings (a ledger's row).
-
-        For what is built on the engine.
-        """
-        op = to_operation(op)
-        check_policy(retry)
+        begin = sql.begin(isolation, readonly=readonly, deferrable=deferrable)
         if autocommit and (isolation is not None or deferrable or resolve_commit):
             message = (
                 "autocommit=True begins no transaction, so it takes no isolation, no deferrable and no "
                 "resolve_commit"
             )
             raise PolicyError(message)
-        begin = sql.begin(isolation, readonly=readonly, deferrable=deferrable)
-        started = now()
-        call = _Call(
-            op=op,
+        call = self._call(
+            op,
+            retry,
             begin=None if autocommit else begin,
             readonly=readonly,
             deadline=deadline,
-            until=math.inf if deadline is None else started + positive_seconds("deadline", deadline),
             resolve=resolve_commit and not readonly,
+        )
+        result: T = await self._tries(call)
+        return result
+
+    async def run_recorded(
+        self, op: AnyOperation[T], record: Record | None, *, retry: RetryPolicy | None = None
+    ) -> T:
+        """`run`, its COMMIT resolved by a record of the transaction that the caller brings (a ledger's row).
+
+        For what is built on the engine. None: by the engine's own.
+        """
+        result: T = await self._tries(self._call(op, retry, begin=sql.begin(), resolve=True, record=record))
+        return result
+
+    def _call(
+        self,
+        op: AnyOperation[Any],
+        retry: RetryPolicy | None,
+        *,
+        begin: str | None,
+        resolve: bool,
+        readonly: bool = False,
+        deadline: float | None = None,
+        record: Record | None = None,
+    ) -> _Call:
+        """What is asked for, checked."""
+        op = to_operation(op)
+        check_policy(retry)
+        started = now()
+        if self._budget is not None:
+            self._budget.deposit()
+        return _Call(
+            op=op,
+            policy=op.policy if retry is None else retry,
+            begin=begin,
+            readonly=readonly,
+            deadline=deadline,
+            until=math.inf if deadline is None else started + positive_seconds("deadline", deadline),
+            resolve=resolve,
             record=record,
             tries=Tries(since=started),
             limit=op.limit if retry is None else None,
         )
-        if self._budget is not None:
-            self._budget.deposit()
-        result: T = await self._tries(call, retry if retry is not None else op.policy)
-        return result
 
-    async def _tries(self, call: _Call, policy: RetryPolicy | None) -> Any:
+    async def _tries(self, call: _Call) -> Any:
         last: Exception | None = None
         while True:
             call.tries.started += 1
@@ -323,7 +327,7 @@ class Engine:
                 continue
             except Exception as exc:  # noqa: BLE001 - what is not to be retried is raised again there
                 last = exc
-                delay = self._delay(call, policy, exc)
+                delay = self._delay(call, exc)
             else:
                 if self._observer is not None:
                     seconds = anyio.current_time() - call.tries.since
@@ -334,12 +338,13 @@ class Engine:
             self._counters.retries += 1
             await anyio.sleep(delay)
 
-    def _delay(self, call: _Call, policy: RetryPolicy | None, exc: Exception) -> float:
+    def _delay(self, call: _Call, exc: Exception) -> float:
         """Seconds until the next try.
 
         Raises `exc` when a new try can't repair it, `RetriesExhausted` when there is to be none.
         """
         verdict = self._run_verdict(call, exc)
+        policy = call.policy
         if policy is None and isinstance(exc, NotCommitted):
             policy = _RERUN
         over = isinstance(exc, OperationTimeout) and exc.seconds == call.limit

@@ -401,7 +401,7 @@ class _Ingest(Generic[Item]):
 
         op = Operation(step, "ingest chunk")
         try:
-            result = await self.engine.run_recorded(op, record, retry=self.retry, resolve_commit=True)
+            result = await self.engine.run_recorded(op, record, retry=self.retry)
         except asyncpg.UniqueViolationError as exc:
             if record is None or not record.is_duplicate(exc):
                 raise

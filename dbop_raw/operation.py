@@ -14,7 +14,7 @@ import inspect
 import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from types import CoroutineType
+from types import CoroutineType, FunctionType
 from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeAlias, TypeVar
 
 import anyio
@@ -498,6 +498,21 @@ def to_operation(op: AnyOperation[T]) -> Operation[T]:
     """
     if isinstance(op, Operation):
         return op
+    if type(op) is not FunctionType or op.__code__.co_flags & _GENERATORS:
+        _check_callable(op)
+    function = op
+
+    async def step(scope: Scope) -> T:
+        return await scope.body(function)
+
+    return Operation(step, name_of(function))
+
+
+_GENERATORS = inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR
+
+
+def _check_callable(op: object) -> None:
+    """Raise `TypeError` for what can't be called with a connection."""
     if inspect.isawaitable(op):
         if inspect.iscoroutine(op):
             op.close()
@@ -519,12 +534,6 @@ def to_operation(op: AnyOperation[T]) -> Operation[T]:
             "return them"
         )
         raise TypeError(message)
-    function = op
-
-    async def step(scope: Scope) -> T:
-        return await scope.body(function)
-
-    return Operation(step, name_of(function))
 
 
 def _plain_arguments(signature: inspect.Signature) -> tuple[int, int]:

@@ -1,4 +1,6 @@
-"""`Underway`: a command that has started, and whose rest is waited for as its caller wants; and `now`.
+"""`Underway`: a command that has started, and whose rest is waited for as its caller wants.
+
+With it `meanwhile`, which uses the time, and `now`.
 
 Most acquires never wait, so no scope with a deadline is made for them; and the answer to a COMMIT is waited
 for without a task of its own, though no cancellation may reach the command. (A task costs three turns of the
@@ -8,12 +10,13 @@ event loop, each a system call; a cancel scope with a deadline, a timer.)
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Generator
+from collections.abc import Awaitable, Callable, Generator
 from typing import Any, Generic, TypeVar, cast
 
-__all__ = ["Underway", "now"]
+__all__ = ["Underway", "meanwhile", "now"]
 
 T = TypeVar("T")
+Done = TypeVar("Done")
 
 
 def now() -> float:
@@ -119,3 +122,16 @@ class Underway(Generic[T]):
         if self._error is not None:
             raise self._error
         return cast("T", self._value)
+
+
+async def meanwhile(command: Awaitable[T], work: Callable[[], Done]) -> tuple[T, Done]:
+    """Start `command`, do `work` while the server is at it, and wait: what both gave.
+
+    Waits whatever `work` raises, for a connection with a command under way is of no use to anybody.
+    """
+    underway = Underway(command)
+    try:
+        done = work()
+    finally:
+        answer = await underway
+    return answer, done

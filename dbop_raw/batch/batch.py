@@ -70,10 +70,11 @@ class Batch(Generic[Item, R]):
         self._policy = policy
         self._skip_limit = skip_limit
         self._memory = Memory()
+        self._name = writer.name
 
     def __repr__(self) -> str:
         """As it is written."""
-        return f"batch({self._writer.name})"
+        return f"batch({self._name})"
 
     def __call__(self, items: Sequence[Item]) -> Operation[BatchResult[Item, R]]:
         """The operation that writes `items`.
@@ -92,7 +93,7 @@ class Batch(Generic[Item, R]):
                 self._writer, items, scope, self._policy, self._skip_limit, self._memory
             ).run()
 
-        return Operation(step, self._writer.name, self._policy, f"{self!r}(<{len(items)} items>)")
+        return Operation(step, self._name, self._policy, f"{self!r}(<{len(items)} items>)")
 
 
 def batch(

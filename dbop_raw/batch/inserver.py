@@ -10,16 +10,18 @@ something else in their place.
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
-import anyio
 import asyncpg
 
 from dbop_raw import sql
 from dbop_raw.operation import Scope
 from dbop_raw.sqlstate import RULES, Rule, verdict_of
+from dbop_raw.underway import meanwhile, now
 
 __all__ = ["Column", "InServer", "RowFailure", "Tried", "Unsupported"]
 
@@ -44,6 +46,10 @@ class Tried:
     """In order."""
     seconds: float
     """What it took, without what is done only once; 0 where that can't be told."""
+
+    def behind(self, number: int) -> Tried:
+        """The same, where `number` other rows come first."""
+        return Tried([RowFailure(number + one.index, one.error) for one in self.failures], self.seconds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,6 +214,24 @@ class _Function:
         return f"SELECT * FROM pg_temp.{self._name}($1, $2, $3, {arrays})"
 
 
+Part = tuple[Sequence[Sequence[Any]], int]
+"""Rows, and how many of them the server tries together at first."""
+
+# More rows than this are given to the server in several pieces: the driver's work on one goes on while the
+# server is at another, and an array's element costs the more to reach, the further back it is.
+_LARGEST_PIECE = 512
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """Rows that go to the server in one call; `first` is the place of the first one."""
+
+    first: int
+    rows: Sequence[Sequence[Any]]
+    function: _Function
+    block: int
+
+
 class InServer:
     """The two ways to try rows in the server: one after another, and in blocks."""
 
@@ -266,25 +290,58 @@ class InServer:
         alone = _alone(len(columns), f"{insert} VALUES ({values('d_r.c{n}')})", guard)
         return InServer(types, alone, blocks, text=text)
 
-    async def run(self, scope: Scope, rows: Sequence[Sequence[Any]], first: int, *, block: int) -> Tried:
-        """Try `rows`, of which the first has the index `first`, in blocks of at first `block` rows."""
+    async def run(self, scope: Scope, *parts: Part) -> Tried:
+        """Try the rows of all parts, one part after another; a failure's index is its place in all of them.
+
+        The server gets a piece at a time: while it is at work on one, the next is written as arguments, and
+        the errors of the one before are rebuilt.
+        """
         if self._codes is None or self._codes_of is not scope.overrides:
             self._codes, self._codes_of = _stop_codes(scope.overrides), scope.overrides
-        stop, keep = self._codes
-        values = list(zip(*rows, strict=True))
+        pieces = self._pieces(parts)
+        # It travels with the savepoint's message, at no round trip of its own.
+        for function in dict.fromkeys(piece.function for piece in pieces):
+            scope.push(function.ensure)
+        failures: list[RowFailure] = []
+        met: Sequence[Mapping[str, Any]] = ()
+        at, seconds, warm = 0, 0.0, True
+
+        def prepare(following: _Piece | None) -> tuple[Any, ...]:
+            failures.extend(_failures(met, at))
+            return () if following is None else self._call(following)
+
+        _, call = await meanwhile(scope.flush(), partial(prepare, pieces[0]))
+        for piece, following in zip(pieces, (*pieces[1:], None), strict=True):
+            started = now()
+            found, next_call = await meanwhile(scope.conn.fetch(*call), partial(prepare, following))
+            seconds += now() - started
+            warm = warm and piece.function.warm
+            piece.function.warm = True
+            met, at, call = found, piece.first, next_call
+        failures.extend(_failures(met, at))
+        return Tried(failures, seconds if warm else 0.0)
+
+    def _pieces(self, parts: Sequence[Part]) -> list[_Piece]:
+        pieces: list[_Piece] = []
+        first = 0
+        for rows, block in parts:
+            function = self._alone if self._blocks is None or block <= 1 else self._blocks
+            # Of about the same size; and no piece where there is no row.
+            size = math.ceil(len(rows) / max(1, math.ceil(len(rows) / _LARGEST_PIECE))) or 1
+            starts = range(0, len(rows), size)
+            pieces += [_Piece(first + at, rows[at : at + size], function, block) for at in starts]
+            first += len(rows)
+        return pieces
+
+    def _call(self, piece: _Piece) -> tuple[Any, ...]:
+        """The query and its arguments. Raises `Unsupported` where the rows don't have the types' number."""
+        values = list(zip(*piece.rows, strict=True))
         if len(values) != len(self._types):
             raise Unsupported
         columns = [self._array(type_, column) for type_, column in zip(self._types, values, strict=True)]
-        function = self._alone if self._blocks is None or block <= 1 else self._blocks
-        # It travels with the savepoint's message, at no round trip of its own.
-        scope.push(function.ensure)
-        await scope.flush()
-        call = function.call([type_ for type_, _ in columns])
-        started = anyio.current_time()
-        failures = await scope.conn.fetch(call, block, stop, keep, *(array for _, array in columns))
-        seconds = anyio.current_time() - started if function.warm else 0.0
-        function.warm = True
-        return Tried([RowFailure(first + row["d_index"] - 1, _error(row)) for row in failures], seconds)
+        query = piece.function.call([type_ for type_, _ in columns])
+        stop, keep = self._codes or ([], [])
+        return (query, piece.block, stop, keep, *(array for _, array in columns))
 
     def _array(self, type_: str, values: Sequence[Any]) -> tuple[str | None, Any]:
         """One column's values as an argument: one text where the driver would send the same, else a list.
@@ -295,10 +352,8 @@ class InServer:
             return type_, _array_literal(values)
         kinds = {*map(type, values)} - {_NULL}
         if kinds == {int} and type_ in _INTEGERS:
-            texts = (
-                map(str, values) if None not in values else ("NULL" if v is None else str(v) for v in values)
-            )
-            return type_, "{" + ",".join(texts) + "}"
+            # Only a None has letters.
+            return type_, "{" + ",".join(map(str, values)).replace("None", "NULL") + "}"
         if kinds == {str} and type_ in _TEXTS:
             return type_, _array_literal(values)
         return None, list(values)
@@ -342,18 +397,16 @@ def _guard(relation: str, columns: Sequence[Column]) -> str:
 
 def _array_literal(values: Sequence[str | None]) -> str:
     """An array of texts as the server reads it (PostgreSQL, "Array Input and Output Syntax")."""
-    if None in values:
-        quoted = ["NULL" if value is None else f'"{_escape(value)}"' for value in values]
-        return "{" + ",".join(quoted) + "}"
-    texts = cast("Sequence[str]", values)
-    together = "".join(texts)
+    together = "".join(filter(None, values))
     if '"' in together or "\\" in together:
-        texts = [_escape(text) for text in texts]
-    return '{"' + '","'.join(texts) + '"}' if texts else "{}"
+        values = [None if value is None else _escape(value) for value in values]
+    if None in values:
+        return "{" + ",".join(["NULL" if value is None else f'"{value}"' for value in values]) + "}"
+    return '{"' + '","'.join(cast("Sequence[str]", values)) + '"}' if values else "{}"
 
 
 def _escape(text: str) -> str:
-    return text.replace("\\", "\\\\").replace('"', '\\"') if '"' in text or "\\" in text else text
+    return text.replace("\\", "\\\\").replace('"', '\\"')
 
 
 def _stop_codes(overrides: Mapping[str, Rule] | None) -> tuple[list[str], list[str]]:
@@ -372,6 +425,10 @@ def _stop_codes(overrides: Mapping[str, Rule] | None) -> tuple[list[str], list[s
 
 
 _CODE = 5
+
+
+def _failures(found: Sequence[Mapping[str, Any]], first: int) -> list[RowFailure]:
+    return [RowFailure(first + row["d_index"] - 1, _error(row)) for row in found]
 
 
 def _error(row: Mapping[str, Any]) -> Exception:

@@ -12,6 +12,8 @@ import operator
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
+from itertools import chain
 from typing import Any, Generic, Protocol, TypeVar, cast
 
 import asyncpg
@@ -21,6 +23,7 @@ from dbop_raw.batch.inserver import Column, InServer, RowFailure, Tried
 from dbop_raw.batch.suspects import Suspects, depends_on_order
 from dbop_raw.errors import PolicyError
 from dbop_raw.operation import AnyOperation, Scope, is_gone, name_of, to_operation
+from dbop_raw.underway import meanwhile
 
 __all__ = [
     "CopyInto",
@@ -191,10 +194,11 @@ class ExecuteMany:
         try:
             if not self._in_server:
                 self._in_server.append(await InServer.for_statement(scope, self.sql))
-            return await self._in_server[0].run(scope, items[lo:hi], lo, block=1)
+            tried = await self._in_server[0].run(scope, (items[lo:hi], 1))
         except Exception as exc:
             self._in_server.clear()
             raise WriteFailed(None, exc) from exc
+        return tried.behind(lo)
 
 
 def execute_many(statement: str) -> ExecuteMany:
@@ -301,41 +305,36 @@ class _Copy:
             in_server = self._in_server[0]
             tried = await self._apart(scope, in_server, rows) if density > _DENSE else None
             if tried is None:
-                tried = await in_server.run(scope, rows, 0, block=_block(density))
+                tried = await in_server.run(scope, (rows, _block(density)))
             if len(tried.failures) > _DENSE * len(rows):
                 await self._suspects[0].learn(scope, rows, tried.failures)
         except Exception as exc:
             self._in_server.clear()
             raise WriteFailed(None, exc) from exc
-        return Tried([RowFailure(lo + one.index, one.error) for one in tried.failures], tried.seconds)
+        return tried.behind(lo)
 
     async def _apart(self, scope: Scope, in_server: InServer, rows: Sequence[Row]) -> Tried | None:
         """The suspects alone, after the others in blocks; None where that can't be, or there are none."""
-        suspects = set(self._suspects[0].among(rows))
+        suspects = self._suspects[0].among(rows)
         if not suspects:
             return None
-        others = [place for place in range(len(rows)) if place not in suspects]
-        failures: list[RowFailure] = []
-        seconds = []
+        apart = set(suspects)
+        others = [place for place in range(len(rows)) if place not in apart]
+        parts = [([rows[place] for place in places], n) for places, n in ((others, _BLOCK), (suspects, 1))]
         scope.savepoint()
         try:
-            for places, block in ((others, _BLOCK), (sorted(suspects), 1)):
-                if not places:
-                    continue
-                some = [rows[place] for place in places]
-                tried = await in_server.run(scope, some, 0, block=block)
-                failures += [RowFailure(places[one.index], one.error) for one in tried.failures]
-                seconds.append(tried.seconds)
+            tried = await in_server.run(scope, *parts)
         except BaseException:
             scope.abandon()
             raise
-        if any(map(depends_on_order, failures)):
+        if any(map(depends_on_order, tried.failures)):
             scope.abandon()
             self._suspects[0].give_up()
             return None
         scope.release()
-        failures.sort(key=lambda one: one.index)
-        return Tried(failures, sum(seconds) if all(seconds) else 0.0)
+        places = others + suspects
+        failures = [RowFailure(places[one.index], one.error) for one in tried.failures]
+        return Tried(sorted(failures, key=lambda one: one.index), tried.seconds)
 
 
 # Where more rows are bad, trying a block of them is mostly in vain.
@@ -367,8 +366,8 @@ class CopyInto(_Copy):
     async def write(self, scope: Scope, items: Sequence[Row], lo: int, hi: int) -> Sequence[None]:
         """One binary COPY."""
         rows = items[lo:hi]
-        _misfit(rows, len(self.target.columns), lo)
-        await scope.flush()
+        # What opens the span is on its way while the rows are looked at.
+        await meanwhile(scope.flush(), partial(_misfit, rows, len(self.target.columns), lo))
         left = iter(rows)
         target = self.target
         try:
@@ -400,6 +399,7 @@ def copy_into(table: str, *, columns: Sequence[str], schema: str | None = None) 
     return CopyInto(_Target.of(table, columns, schema))
 
 
+_TEXT_TYPES = {str, type(None)}
 _SPECIAL = re.compile(r"[\\\t\n\r]")
 _ESCAPES = {"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"}
 
@@ -471,9 +471,13 @@ class CopyText(_Copy):
     async def write(self, scope: Scope, items: Sequence[TextRow], lo: int, hi: int) -> Sequence[None]:
         """One COPY in text format."""
         rows = items[lo:hi]
-        _misfit(rows, len(self.target.columns), lo)
-        pieces = _encode(rows, lo)
-        await scope.flush()
+
+        def encoded() -> list[bytes]:
+            _misfit(rows, len(self.target.columns), lo)
+            return _encode(rows, lo)
+
+        # What opens the span is on its way while the rows are looked at.
+        _, pieces = await meanwhile(scope.flush(), encoded)
         target = self.target
         try:
             # A memoryview, since the driver takes bytes for a path.
@@ -496,7 +500,9 @@ class CopyText(_Copy):
         """A loop in the server that casts and inserts the same columns."""
         rows = items[lo:hi]
         _misfit(rows, len(self.target.columns), lo)
-        _encode(rows, lo)  # only to find a value that is no text
+        if not {*map(type, chain.from_iterable(rows))} <= _TEXT_TYPES:
+            for index, row in enumerate(rows, lo):
+                _check_text(index, row)
         return await self._try_rows(scope, rows, lo, density, text=True)
 
 

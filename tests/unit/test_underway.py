@@ -5,7 +5,7 @@ import asyncio
 import anyio
 import pytest
 
-from dbop_raw.underway import Underway, now
+from dbop_raw.underway import Underway, meanwhile, now
 
 pytestmark = pytest.mark.anyio
 
@@ -141,6 +141,44 @@ async def test_a_command_may_answer_a_cancellation_with_a_result() -> None:
     command = Underway(stubborn())
     command.give_up()
     assert command.result() == "cleaned up"
+
+
+async def test_the_time_that_a_command_takes_is_used() -> None:
+    log: list[str] = []
+
+    def work() -> int:
+        log.append("worked")
+        return 7
+
+    assert await meanwhile(answer(later("yes"), log), work) == ("yes", 7)
+    assert log == ["started", "worked"]
+
+
+async def test_a_command_is_waited_for_whatever_the_work_raises() -> None:
+    answered: list[str] = []
+
+    async def command() -> None:
+        answered.append(await later("yes"))
+
+    def work() -> None:
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        await meanwhile(command(), work)
+    assert answered == ["yes"]
+
+
+async def test_what_the_command_raises_counts_more_than_what_the_work_does() -> None:
+    async def command() -> None:
+        await later("")
+        raise ConnectionError("lost")
+
+    def work() -> None:
+        raise ValueError("no")
+
+    with pytest.raises(ConnectionError, match="lost") as raised:
+        await meanwhile(command(), work)
+    assert isinstance(raised.value.__context__, ValueError)
 
 
 async def test_now_is_the_time_that_deadlines_go_by() -> None:
