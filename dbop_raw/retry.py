@@ -13,10 +13,12 @@ from typing import TypeVar
 
 import anyio
 
+from dbop_raw.connection import GRACE_SECONDS
 from dbop_raw.errors import OperationTimeout, PolicyError, RetriesExhausted
 from dbop_raw.events import Event, Retried, RetryRefused
-from dbop_raw.operation import GRACE_SECONDS, AnyOperation, Operation, Scope, to_operation
+from dbop_raw.operation import AnyOperation, Operation, to_operation
 from dbop_raw.policy import RetryBudget, RetryPolicy, Tries
+from dbop_raw.scope import Scope
 from dbop_raw.sqlstate import Repair, Verdict
 
 __all__ = ["Retry", "Retrying", "check_policy", "retry"]

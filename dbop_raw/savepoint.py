@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TypeVar
 
-from dbop_raw.operation import AnyOperation, Operation, Scope, to_operation
+from dbop_raw.operation import AnyOperation, Operation, to_operation
+from dbop_raw.scope import Scope
 
 __all__ = ["savepoint"]
 

@@ -19,20 +19,12 @@ import anyio
 import asyncpg
 
 from dbop_raw import sql
+from dbop_raw.connection import CLEANUP_SECONDS, GRACE_SECONDS, Connection, discard, is_gone
 from dbop_raw.errors import CommitUnknown, OperationTimeout, RollbackFailed, TransactionAborted
 from dbop_raw.events import Observer
-from dbop_raw.operation import (
-    CLEANUP_SECONDS,
-    GRACE_SECONDS,
-    Connection,
-    Operation,
-    Scope,
-    discard,
-    is_gone,
-    register,
-    unregister,
-)
+from dbop_raw.operation import Operation
 from dbop_raw.policy import RetryBudget, Tries
+from dbop_raw.scope import Scope, register, unregister
 from dbop_raw.sqlstate import Rule
 from dbop_raw.underway import Underway, now
 

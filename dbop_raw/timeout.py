@@ -14,8 +14,9 @@ import asyncpg
 
 from dbop_raw import sql
 from dbop_raw.errors import OperationTimeout
-from dbop_raw.operation import AnyOperation, Operation, Scope, to_operation
+from dbop_raw.operation import AnyOperation, Operation, to_operation
 from dbop_raw.policy import positive_seconds
+from dbop_raw.scope import Scope
 from dbop_raw.underway import now
 
 __all__ = ["Timeout", "ended_by_server", "limits_within", "timeout"]

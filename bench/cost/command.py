@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
-import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
+from typing import Any
 
+from bench.commandline import carry_out, parser
 from bench.cost import batches
 from bench.cost.chart import draw
 from bench.cost.layers import measure_layers
 from bench.cost.profiles import profiles
 from bench.cost.report import CostReport
 from bench.cost.wire import measure_wire
-from bench.header import RESULTS, header
+from bench.header import header
 from bench.peers.slowline import round_trip, slow_line
-from bench.place import database
-from dbop_raw.testing import ServerError, ServerUnavailable
+from bench.progress import Progress, progress_bar
 
 __all__ = ["QUICK", "Sizes", "main", "measure"]
 
@@ -67,67 +65,73 @@ def main(arguments: Sequence[str] | None = None) -> int:
     sizes = replace(sizes, **{name: value for name, value in given.items() if value is not None})
     if asked.largest is not None:
         sizes = replace(sizes, sizes=tuple(size for size in sizes.sizes if size <= asked.largest))
-    try:
-        with database(asked.dsn, "bench_cost") as dsn:
-            report = asyncio.run(measure(dsn, sizes, embedded=asked.dsn is None, quick=asked.quick))
-    except (ServerUnavailable, ServerError) as exc:
-        print(f"bench cost: {exc}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("bench cost: stopped by Ctrl-C; nothing was written", file=sys.stderr)
-        return 130
-    print(report.markdown())
-    out = asked.out or (None if asked.quick else RESULTS)
-    if out is None:
-        return 0
-    report.write(out)
-    chart = draw(report, out / "cost.png")
-    print(f"written: cost.*, in {out.name}")
-    if chart is None:
-        print("no chart: matplotlib is not installed (pip install 'dbop-raw[bench]')", file=sys.stderr)
-    return 0
+    return carry_out(
+        "cost",
+        asked,
+        lambda dsn: measure(dsn, sizes, embedded=asked.dsn is None, quick=asked.quick),
+        draw,
+    )
 
 
 def _parser() -> argparse.ArgumentParser:
     default = Sizes()
-    made = argparse.ArgumentParser(
-        prog="bench cost", description="What the layer itself costs.", allow_abbrev=False
-    )
-    made.add_argument("--dsn", help="postgresql:// URL; gets a database for the time. Default: embedded")
+    made = parser("cost", "What the layer itself costs.")
     made.add_argument("--rounds", type=int, help=f"of one operation; default: {default.rounds}")
     made.add_argument("--calls", type=int, help=f"of one operation, a round; default: {default.calls}")
     made.add_argument("--batch-rounds", type=int, help=f"default: {default.batch_rounds}")
     made.add_argument("--largest", type=int, help=f"batch, in items; default: {default.sizes[-1]}")
     made.add_argument("--stream", type=int, help=f"items of an ingest; default: {default.stream}")
-    made.add_argument("--quick", action="store_true", help="tiny sizes: shows that it works")
-    made.add_argument("--out", type=Path, help="folder; default: bench/results, with --quick none")
     return made
 
 
-def _say(what: str) -> None:
-    print(f"  {what} …", file=sys.stderr, flush=True)
+# What is measured, in this order, and about how many seconds each takes of all: for the time that is left.
+_PLAN = {
+    "layers": 20,
+    "one operation on a server": 30,
+    "one operation on a slow line": 30,
+    "batches": 150,
+    "batches with bad rows": 60,
+    "workers": 60,
+    "profile": 10,
+}
+
+
+def _in_turn(progress: Progress) -> Callable[[], None]:
+    """To be called when one begins, and when the last one ends."""
+    left = iter([*_PLAN, ""])
+    done = iter([0, *_PLAN.values()])
+    return lambda: progress(next(done), next(left))
 
 
 async def measure(dsn: str, sizes: Sizes, *, embedded: bool = True, quick: bool = False) -> CostReport:
     """All of it."""
     about = await header(dsn, ("dbop-raw", "asyncpg", "anyio"), asdict(sizes), embedded=embedded)
-    _say("layers")
+    with progress_bar(sum(_PLAN.values())) as progress:
+        return await _measure(dsn, sizes, about, _in_turn(progress), quick=quick)
+
+
+async def _measure(
+    dsn: str, sizes: Sizes, about: Mapping[str, Any], begin: Callable[[], None], *, quick: bool
+) -> CostReport:
+    begin()
     layers, depths = await measure_layers(rounds=sizes.rounds, calls=sizes.calls)
-    _say("one operation on a server")
+    begin()
     wire = await measure_wire(dsn, rounds=sizes.rounds, calls=sizes.calls)
-    _say("one operation on a slow line")
+    begin()
     with slow_line(dsn, sizes.delay) as far:
         trips = {"direct": await round_trip(dsn), "slow": await round_trip(far)}
         slow_wire = await measure_wire(far, rounds=sizes.rounds, calls=max(5, sizes.calls // 10))
-    _say("batches")
+    begin()
     items = await batches.items(dsn, sizes.sizes, rounds=sizes.batch_rounds, most_repeats=sizes.repeats)
-    _say("batches with bad rows")
+    begin()
     failures = await batches.failures(dsn, sizes.bad, rows=sizes.rows, rounds=sizes.batch_rounds)
-    _say("workers")
+    begin()
     workers = await batches.workers(
         dsn, sizes.workers, rows=sizes.stream, size=sizes.chunk, rounds=sizes.batch_rounds
     )
-    _say("profile")
+    begin()
+    profile = await profiles(sizes.calls)
+    begin()
     return CostReport(
         header=about,
         layers=layers,
@@ -138,6 +142,6 @@ async def measure(dsn: str, sizes: Sizes, *, embedded: bool = True, quick: bool 
         items=items,
         failures=failures,
         workers=workers,
-        profile=await profiles(sizes.calls),
+        profile=profile,
         quick=quick,
     )

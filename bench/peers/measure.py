@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ import asyncpg
 from bench.figures import Figures, rotated
 from bench.peers.peer import Way, missing
 from bench.peers.work import Row, State, Work, state_of
+from bench.progress import Progress, silent
 
 __all__ = ["Measured", "measure_ways", "said"]
 
@@ -34,7 +34,14 @@ def said(exc: BaseException) -> str:
 
 
 async def measure_ways(
-    dsn: str, work: Work, ways: Sequence[Way], *, rounds: int, chunk: int, through: str | None = None
+    dsn: str,
+    work: Work,
+    ways: Sequence[Way],
+    *,
+    rounds: int,
+    chunk: int,
+    through: str | None = None,
+    progress: Progress = silent,
 ) -> list[Measured]:
     """All `ways` at one work.
 
@@ -47,8 +54,10 @@ async def measure_ways(
         expected = await work.prepare(conn)
         for turn in range(rounds):
             for one in rotated(measured, turn):
+                progress(0, f"{work.name}: {one.way.name}")
                 if one.reason is None:
                     await _once(conn, through or dsn, work, one, expected, chunk)
+                progress(1, "")
     finally:
         await conn.close()
     return measured
@@ -59,7 +68,6 @@ async def _once(
 ) -> None:
     """One round of one way. What goes wrong is its reason to have no figures: the others go on."""
     await work.reset(conn)
-    print(f"  {work.name}: {one.way.name} …", file=sys.stderr, flush=True)
     try:
         seconds, failed = await _timed(dsn, work, one.way, chunk)
     except Exception as exc:  # noqa: BLE001 - reported in its row

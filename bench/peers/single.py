@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import gc
 import statistics
-import sys
 import time
 from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import asynccontextmanager
@@ -18,6 +17,7 @@ import asyncpg
 from bench.figures import Figures, rotated
 from bench.peers.measure import said
 from bench.peers.peer import Once, Single, missing
+from bench.progress import Progress, silent
 from dbop_raw.testing import FaultProxy
 
 __all__ = ["SingleMeasured", "measure_singles"]
@@ -56,7 +56,13 @@ class SingleMeasured:
 
 
 async def measure_singles(
-    dsn: str, far: str, ways: Sequence[Single], *, rounds: int, calls: int
+    dsn: str,
+    far: str,
+    ways: Sequence[Single],
+    *,
+    rounds: int,
+    calls: int,
+    progress: Progress = silent,
 ) -> list[SingleMeasured]:
     """All `ways`. `far`: the DSN of the slow line. `calls`: operations a round."""
     measured = [SingleMeasured(way, reason=missing(way.needs)) for way in ways]
@@ -66,10 +72,14 @@ async def measure_singles(
         # For all alike: waiting for the disk would hide what the client's side costs.
         await conn.execute(_FLUSH.format(value="off"))
         for one in measured:
+            progress(0, f"round trips: {one.way.name}")
             await _guarded(one, _count(conn, dsn, one))
+            progress(1, "")
         for turn in range(rounds):
             for one in rotated(measured, turn):
+                progress(0, f"one operation: {one.way.name}")
                 await _guarded(one, _time(conn, dsn, far, one, calls))
+                progress(1, "")
     finally:
         await conn.execute(_FLUSH.format(value="on"))
         await conn.close()
@@ -99,7 +109,6 @@ async def _checked(conn: asyncpg.Connection[Any], calls: int) -> AsyncIterator[N
 
 async def _count(conn: asyncpg.Connection[Any], dsn: str, one: SingleMeasured) -> None:
     """Round trips, counted by a proxy once the driver has prepared its statements (6 calls)."""
-    print(f"  round trips: {one.way.name} …", file=sys.stderr, flush=True)
     parts = urlsplit(dsn)
     warm, calls = 6, 5
     failures = (0, 1) if one.way.retries else (0,)
@@ -130,7 +139,6 @@ async def _repeat(once: Once, calls: int, failures: int) -> list[float]:
 
 
 async def _time(conn: asyncpg.Connection[Any], dsn: str, far: str, one: SingleMeasured, calls: int) -> None:
-    print(f"  one operation: {one.way.name} …", file=sys.stderr, flush=True)
     over_far = max(2, calls // 4)
     for line, failures, number, figures in (
         (dsn, 0, calls, one.near),

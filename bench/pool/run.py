@@ -18,10 +18,10 @@ from bench.pool.data import spike_data, sweep_data
 from bench.pool.errors import BadOption
 from bench.pool.measure import run_once
 from bench.pool.options import Options
-from bench.pool.progress import progress_bar
 from bench.pool.report import Report
 from bench.pool.tables import spike_tables, sweep_tables
 from bench.pool.workloads import BUILT_IN, Workload, prepare_schema, remove_schema
+from bench.progress import progress_bar
 
 __all__ = ["run_spike", "run_sweep"]
 

@@ -21,9 +21,9 @@ from bench.pool.histogram import Histogram
 from bench.pool.load import DRAIN, Load, Window
 from bench.pool.measure import open_pool, sender
 from bench.pool.options import Options
-from bench.pool.sweep import Progress
 from bench.pool.timedpool import TimedPool
 from bench.pool.workloads import Workload
+from bench.progress import Progress
 
 __all__ = ["Burst", "Spike", "SpikeRow", "spike"]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -16,11 +16,9 @@ from bench.pool.options import Options
 from bench.pool.recommend import Advice, SizePoint, recommend
 from bench.pool.sampler import ServerSide, summarise
 from bench.pool.workloads import Workload
+from bench.progress import Progress
 
-__all__ = ["Progress", "Row", "Sweep", "conclude", "plan", "planned_seconds", "sweep"]
-
-Progress = Callable[[float, str], None]
-"""Told, after each step, of the seconds that it was planned to take, and what comes next."""
+__all__ = ["Row", "Sweep", "conclude", "plan", "planned_seconds", "sweep"]
 
 # Beyond warm-up and window: connecting, clearing, the last requests. For the time that is left.
 BESIDES = 0.4

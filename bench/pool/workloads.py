@@ -12,7 +12,8 @@ from typing import Any
 
 from bench.pool.errors import BadOption
 from dbop_raw import batch, copy_into, operation, sql
-from dbop_raw.operation import AnyOperation, Connection
+from dbop_raw.connection import Connection
+from dbop_raw.operation import AnyOperation
 
 __all__ = ["BUILT_IN", "SCHEMA", "Request", "Workload", "nothing", "prepare_schema", "remove_schema"]
 

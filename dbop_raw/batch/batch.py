@@ -15,11 +15,13 @@ from dbop_raw import sql
 from dbop_raw.batch.inserver import Unsupported
 from dbop_raw.batch.spans import Memory, Spans, Step
 from dbop_raw.batch.writers import WriteFailed, Writer
+from dbop_raw.connection import GRACE_SECONDS
 from dbop_raw.errors import OperationTimeout, PolicyError, RetriesExhausted, SkipLimitExceeded
 from dbop_raw.events import BatchFinished, ItemFailed
-from dbop_raw.operation import GRACE_SECONDS, Operation, Scope
+from dbop_raw.operation import Operation
 from dbop_raw.policy import RetryPolicy, Tries
 from dbop_raw.retry import Retrying, check_policy
+from dbop_raw.scope import Scope
 from dbop_raw.sqlstate import Repair, Verdict
 
 __all__ = ["Batch", "BatchResult", "Failed", "batch"]

@@ -19,7 +19,7 @@ from typing import Any, cast
 import asyncpg
 
 from dbop_raw import sql
-from dbop_raw.operation import Scope
+from dbop_raw.scope import Scope
 from dbop_raw.sqlstate import RULES, Rule, verdict_of
 from dbop_raw.underway import meanwhile, now
 

@@ -16,7 +16,7 @@ from typing import Any
 import asyncpg
 
 from dbop_raw.batch.inserver import RowFailure
-from dbop_raw.operation import Scope
+from dbop_raw.scope import Scope
 
 __all__ = ["Suspects", "depends_on_order"]
 

@@ -21,8 +21,10 @@ import asyncpg
 from dbop_raw import sql
 from dbop_raw.batch.inserver import Column, InServer, RowFailure, Tried
 from dbop_raw.batch.suspects import Suspects, depends_on_order
+from dbop_raw.connection import is_gone
 from dbop_raw.errors import PolicyError
-from dbop_raw.operation import AnyOperation, Scope, is_gone, name_of, to_operation
+from dbop_raw.operation import AnyOperation, to_operation
+from dbop_raw.scope import Scope, name_of
 from dbop_raw.underway import meanwhile
 
 __all__ = [

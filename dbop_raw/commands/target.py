@@ -15,8 +15,8 @@ from urllib.parse import urlsplit
 import asyncpg
 
 from dbop_raw import sql
+from dbop_raw.connection import Connection
 from dbop_raw.engine import Engine
-from dbop_raw.operation import Connection
 
 __all__ = ["Target", "TargetError", "connect", "near", "server_name"]
 

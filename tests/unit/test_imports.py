@@ -25,6 +25,8 @@ ORDER = (
     "events",
     "sql",
     "underway",
+    "connection",
+    "scope",
     "operation",
     "savepoint",
     "session",

@@ -33,7 +33,8 @@ from dbop_raw import (
     sql,
     timeout,
 )
-from dbop_raw.operation import Scope, name_of, to_operation
+from dbop_raw.operation import to_operation
+from dbop_raw.scope import Scope, name_of
 from dbop_raw.testing import ScriptedConnection, ScriptedPool
 
 pytestmark = pytest.mark.anyio

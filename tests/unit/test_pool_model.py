@@ -34,7 +34,7 @@ from bench.pool.sweep import plan
 from bench.pool.timedpool import TimedPool
 from bench.pool.userwork import find_workload, parse_script
 from dbop_raw import EngineOverloaded, operation
-from dbop_raw.operation import Connection
+from dbop_raw.connection import Connection
 
 T = TypeVar("T")
 

@@ -7,7 +7,7 @@ import pytest
 
 from dbop_raw.batch.inserver import RowFailure
 from dbop_raw.batch.suspects import Suspects, depends_on_order
-from dbop_raw.operation import Scope
+from dbop_raw.scope import Scope
 
 
 class Catalogue:

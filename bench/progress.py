@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, ProgressColumn, Task, TextColumn
+from rich.progress import BarColumn, ProgressColumn, Task, TextColumn
+from rich.progress import Progress as Bar
 from rich.text import Text
 
-from bench.pool.sweep import Progress as Step
+__all__ = ["Progress", "progress_bar", "silent"]
 
-__all__ = ["progress_bar"]
+Progress = Callable[[float, str], None]
+"""Told, after each step, of the seconds that it was planned to take, and what comes next."""
 
 # Without a terminal, seconds between two lines.
 QUIET = 30.0
@@ -33,11 +35,18 @@ class _Left(ProgressColumn):
         return Text(f"{minutes}:{seconds:02d} left", style="cyan")
 
 
+def silent(_seconds: float, _what: str) -> None:
+    """Nobody wants to know."""
+
+
 @contextlib.contextmanager
-def progress_bar(total: float) -> Iterator[Step]:
-    """Show the progress of work that is planned to take `total` seconds; gives what is to be told of it."""
+def progress_bar(total: float) -> Iterator[Progress]:
+    """Show the progress of work that is planned to take `total` seconds; gives what is to be told of it.
+
+    What is planned need not be seconds: what was done so far tells how long one of them takes.
+    """
     console = Console(stderr=True)
-    bar = Progress(
+    bar = Bar(
         BarColumn(),
         TextColumn("{task.description}"),
         _Left(),
@@ -58,7 +67,8 @@ def progress_bar(total: float) -> Iterator[Step]:
             bar.update(task, description=what)
             if not console.is_terminal and now - said > QUIET:
                 said = now
-                console.print(f"{what}; {max(0.0, total - done):.0f} s left", highlight=False)
+                left = max(0.0, total - done) * (now - began) / done if done else total
+                console.print(f"{what}; about {left:.0f} s left", highlight=False)
 
     with bar:
         yield step
