@@ -89,6 +89,9 @@ class Batch(Generic[Item, R]):
                 "for a stream"
             )
             raise TypeError(message)
+        if not isinstance(items, (list, tuple)):
+            # Spans of it are cut out, and not every sequence can do that (a deque can't).
+            items = list(items)
 
         async def step(scope: Scope) -> BatchResult[Item, R]:
             return await _Writing(

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import operator
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
@@ -48,7 +48,8 @@ R_co = TypeVar("R_co", covariant=True)
 Row = Sequence[Any]
 TextRow = Sequence[str | None]
 
-# COPY data is handed to the driver in pieces of so many lines, so that its flow control can work.
+# COPY data is handed to the driver in pieces of so many lines: its flow control can work, and the server
+# reads one while the next is written.
 _LINES = 4096
 
 
@@ -178,7 +179,7 @@ class ExecuteMany:
     async def write(self, scope: Scope, items: Sequence[Row], lo: int, hi: int) -> Sequence[None]:
         """All executions in one round trip."""
         await scope.flush()
-        rows = items[lo:hi]
+        rows = _part(items, lo, hi)
         left = iter(rows)
         try:
             await scope.conn.executemany(self.sql, left)
@@ -257,6 +258,10 @@ class _Target:
 
 
 _TEXTS = (str, bytes)
+
+
+def _part(items: Sequence[Row], lo: int, hi: int) -> Sequence[Row]:
+    return items if lo == 0 and hi == len(items) else items[lo:hi]
 
 
 def _misfit(rows: Sequence[Row], width: int, lo: int) -> None:
@@ -367,18 +372,24 @@ class CopyInto(_Copy):
 
     async def write(self, scope: Scope, items: Sequence[Row], lo: int, hi: int) -> Sequence[None]:
         """One binary COPY."""
-        rows = items[lo:hi]
-        # What opens the span is on its way while the rows are looked at.
-        await meanwhile(scope.flush(), partial(_misfit, rows, len(self.target.columns), lo))
+        rows = _part(items, lo, hi)
+        await scope.flush()
         left = iter(rows)
         target = self.target
+        copying = scope.conn.copy_records_to_table(
+            target.table, schema_name=target.schema, columns=target.columns, records=left
+        )
+        check = partial(_misfit, rows, len(target.columns), lo)
         try:
-            await scope.conn.copy_records_to_table(
-                target.table, schema_name=target.schema, columns=target.columns, records=left
-            )
+            # The rows are looked at when they have been sent: a misfit is undone like anything that fails.
+            await meanwhile(copying, check)
+        except WriteFailed:
+            raise
         except Exception as exc:
             taken = _consumed(rows, left)
             if _client_side(exc, scope) and taken > 0:
+                # The driver's words for a row that is too short, or none, help nobody.
+                check()
                 raise WriteFailed(lo + taken - 1, exc, client=True) from exc
             row = target.culprit(exc)
             raise WriteFailed(None if row is None else lo + row, exc) from exc
@@ -386,7 +397,7 @@ class CopyInto(_Copy):
 
     async def write_rows(self, scope: Scope, items: Sequence[Row], lo: int, hi: int, density: float) -> Tried:
         """A loop in the server that inserts the same columns."""
-        rows = items[lo:hi]
+        rows = _part(items, lo, hi)
         _misfit(rows, len(self.target.columns), lo)
         return await self._try_rows(scope, rows, lo, density, text=False)
 
@@ -423,19 +434,21 @@ def _text_line(row: TextRow) -> str:
     return "\t".join(["\\N" if value is None else _escape(value) for value in row])
 
 
-def _encode(rows: Sequence[TextRow], lo: int) -> list[bytes]:
-    """All rows in COPY's text format, in pieces.
+def _encode(rows: Sequence[TextRow], width: int, lo: int) -> Iterator[bytes]:
+    """Piece by piece in COPY's text format.
 
-    Raises `WriteFailed` for the first value that is no `str`, or no valid text.
+    Raises `WriteFailed` for the first row that has not `width` values, or of which one is no `str`, or no
+    valid text.
     """
-    try:
-        lines = [_text_line(row) for row in rows]
-        starts = range(0, len(lines), _LINES)
-        return [("\n".join(lines[start : start + _LINES]) + "\n").encode() for start in starts]
-    except (TypeError, ValueError) as exc:
-        for index, row in enumerate(rows, lo):
-            _check_text(index, row)
-        raise WriteFailed(None, exc, client=True) from exc
+    for start in range(0, len(rows), _LINES):
+        some = _part(rows, start, min(start + _LINES, len(rows)))
+        _misfit(some, width, lo + start)
+        try:
+            yield ("\n".join([_text_line(row) for row in some]) + "\n").encode()
+        except (TypeError, ValueError) as exc:
+            for index, row in enumerate(some, lo + start):
+                _check_text(index, row)
+            raise WriteFailed(None, exc, client=True) from exc
 
 
 def _check_text(index: int, row: TextRow) -> None:
@@ -451,8 +464,9 @@ def _check_text(index: int, row: TextRow) -> None:
         raise WriteFailed(index, exc, client=True) from exc
 
 
-async def _stream(pieces: list[bytes]) -> Any:
-    for piece in pieces:
+async def _stream(first: bytes, others: Iterator[bytes]) -> AsyncIterator[bytes]:
+    yield first
+    for piece in others:
         yield piece
 
 
@@ -472,25 +486,23 @@ class CopyText(_Copy):
 
     async def write(self, scope: Scope, items: Sequence[TextRow], lo: int, hi: int) -> Sequence[None]:
         """One COPY in text format."""
-        rows = items[lo:hi]
-
-        def encoded() -> list[bytes]:
-            _misfit(rows, len(self.target.columns), lo)
-            return _encode(rows, lo)
-
-        # What opens the span is on its way while the rows are looked at.
-        _, pieces = await meanwhile(scope.flush(), encoded)
-        target = self.target
+        rows, target = _part(items, lo, hi), self.target
+        pieces = _encode(rows, len(target.columns), lo)
+        # The first piece is written while what opens the span is on its way, each next one while the server
+        # reads the one before.
+        _, first = await meanwhile(scope.flush(), partial(next, pieces))
         try:
             # A memoryview, since the driver takes bytes for a path.
             await scope.conn.copy_to_table(
                 target.table,
                 schema_name=target.schema,
                 columns=target.columns,
-                source=memoryview(pieces[0]) if len(pieces) == 1 else _stream(pieces),
+                source=memoryview(first) if len(rows) <= _LINES else _stream(first, pieces),
                 format="text",
                 encoding="UTF8",
             )
+        except WriteFailed:
+            raise
         except Exception as exc:
             row = target.culprit(exc)
             raise WriteFailed(None if row is None else lo + row, exc) from exc
@@ -500,7 +512,7 @@ class CopyText(_Copy):
         self, scope: Scope, items: Sequence[TextRow], lo: int, hi: int, density: float
     ) -> Tried:
         """A loop in the server that casts and inserts the same columns."""
-        rows = items[lo:hi]
+        rows = _part(items, lo, hi)
         _misfit(rows, len(self.target.columns), lo)
         if not {*map(type, chain.from_iterable(rows))} <= _TEXT_TYPES:
             for index, row in enumerate(rows, lo):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import decimal
 import json
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, cast
@@ -799,6 +800,25 @@ class TestWhatIsRefused:
             result = await engine.run(prepare(make_batch("execute_many"))(items))
             assert [failed.index for failed in result.failed] == [2, 5]
             assert await count(engine) == 8
+
+    @pytest.mark.parametrize("writer", ["copy_into", "copy_text"])
+    async def test_so_it_does_where_much_was_sent_before_it_was_found(
+        self, engine: Engine, writer: str
+    ) -> None:
+        items = items_for(writer, {}, 10_000)
+        items[5_000] = (*items[5_000], "more")
+        items[9_000] = items[9_000][:1]
+        items[9_500] = (items[9_500][0], 7)
+        result = await engine.run(never_rows(make_batch(writer))(items))
+        assert told(result) == [(5_000, "ValueError"), (9_000, "ValueError"), (9_500, "TypeError")]
+        assert await count(engine) == 9_997
+
+    @pytest.mark.parametrize("writer", WRITERS)
+    async def test_a_sequence_need_not_be_one_that_can_be_cut(self, engine: Engine, writer: str) -> None:
+        items = deque(items_for(writer, {3: None}))
+        result = await engine.run(make_batch(writer)(items))
+        assert told(result) == [(3, "23502")]
+        assert await count(engine) == 99
 
     async def test_items_must_be_a_sequence(self) -> None:
         for items in (iter([1]), {1, 2}, "ab", b"ab", (n for n in [1])):
