@@ -43,6 +43,8 @@ class _Mark:
     depth: int
     in_force: sql.Limits | None
     saved: bool
+    root: bool = False
+    """It stands where the transaction begins: BEGIN does for it, and no subtransaction is needed."""
     there: bool = True
     """False: the server refused to set it, because the transaction had failed before."""
 
@@ -54,6 +56,7 @@ class Scope:
     """
 
     __slots__ = (
+        "_begin",
         "_in_force",
         "_marks",
         "_must_send",
@@ -83,6 +86,7 @@ class Scope:
         conn: Connection,
         *,
         transactional: bool,
+        begin: str | None = None,
         observer: Observer | None = None,
         overrides: Mapping[str, Rule] | None = None,
         budget: RetryBudget | None = None,
@@ -118,7 +122,9 @@ class Scope:
         self.total = math.inf
         self._in_force: sql.Limits | None = None
         self._saved = False
-        self._pending: list[str] = []
+        # What begins the transaction, where that is for us to do.
+        self._begin = begin
+        self._pending: list[str] = [] if begin is None else [begin]
         self._must_send = False
         self._marks: list[_Mark] = []
         # What the SQL that waits opens and releases.
@@ -169,12 +175,23 @@ class Scope:
         """Is there SQL that COMMIT does not make needless: a ROLLBACK TO?"""
         return self._must_send
 
-    def savepoint(self) -> None:
-        """Open a savepoint before the next body."""
-        mark = _Mark(len(self._marks) + 1, self._in_force, self._saved)
-        self._pending.append(sql.savepoint(mark.depth))
+    def savepoint(self, *, or_begin: bool = False) -> None:
+        """Open a savepoint before the next body.
+
+        `or_begin`: none where nothing has been done since BEGIN, for ROLLBACK and BEGIN undo the same. That
+        spares the server a subtransaction, with a transaction id of its own; but what is tried again begins
+        a new transaction, with another time and snapshot.
+        """
+        mark = _Mark(len(self._marks) + 1, self._in_force, self._saved, root=or_begin and self._at_begin)
+        if not mark.root:
+            self._pending.append(sql.savepoint(mark.depth))
+            self._opened.append(mark)
         self._marks.append(mark)
-        self._opened.append(mark)
+
+    @property
+    def _at_begin(self) -> bool:
+        """Is BEGIN the last that waits to be sent? Then nothing has been done since."""
+        return self._begin is not None and bool(self._pending) and self._pending[-1] is self._begin
 
     def rollback_to(self) -> None:
         """Undo all since the newest savepoint, which stays open."""
@@ -183,7 +200,12 @@ class Scope:
             self._back_to(mark)
 
     def _back_to(self, mark: _Mark) -> None:
-        self._pending.append(sql.rollback_to(mark.depth))
+        if not mark.root:
+            self._pending.append(sql.rollback_to(mark.depth))
+        elif self._begin is not None and not self._at_begin:
+            self._pending += (sql.ROLLBACK, self._begin)
+        else:
+            return
         self._in_force, self._saved = mark.in_force, mark.saved
         self._must_send = True
 
@@ -191,8 +213,12 @@ class Scope:
         """Close the newest savepoint, and keep what was done since."""
         mark = self._marks.pop()
         if mark.there:
-            self._pending.append(sql.release(mark.depth))
+            self._release(mark)
             self._released.append(mark)
+
+    def _release(self, mark: _Mark) -> None:
+        if not mark.root:
+            self._pending.append(sql.release(mark.depth))
 
     def abandon(self) -> None:
         """Undo all since the newest savepoint and close it: the depth is what it was before."""
@@ -258,7 +284,7 @@ class Scope:
         if kept:
             outermost = min(kept, key=lambda mark: mark.depth)
             self._back_to(outermost)
-            self._pending.append(sql.release(outermost.depth))
+            self._release(outermost)
 
     async def repair(self, original: BaseException, seconds: float = CLEANUP_SECONDS) -> None:
         """Send what makes the transaction usable again after `original`: shielded, at most `seconds`.

@@ -42,7 +42,7 @@ _OUTCOME_UNKNOWN = frozenset({"40003", "08007"})
 class Session(Scope):
     """One transaction, or one autocommitted operation, on a connection that it does not own."""
 
-    __slots__ = ("_begin", "committed", "deadline", "name")
+    __slots__ = ("committed", "deadline", "name")
 
     def __init__(
         self,
@@ -60,6 +60,7 @@ class Session(Scope):
         super().__init__(
             conn,
             transactional=begin is not None,
+            begin=begin,
             observer=observer,
             overrides=overrides,
             budget=budget,
@@ -71,9 +72,6 @@ class Session(Scope):
         self.deadline = self.until = deadline
         # COMMIT was answered with COMMIT. It says so also where the caller's cancellation is what is raised.
         self.committed = False
-        self._begin = begin
-        if begin is not None:
-            self.push(begin)
 
     @property
     def begun(self) -> bool:

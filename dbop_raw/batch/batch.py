@@ -287,7 +287,7 @@ class _Writing(Generic[Item, R]):
     async def _step(self, step: Step, view: Sequence[Item], indexes: Sequence[int]) -> None:
         """One span behind its savepoint. RELEASE and ROLLBACK TO are left for the next message."""
         scope, writer = self._scope, self._writer
-        scope.savepoint()
+        scope.savepoint(or_begin=True)
         started = anyio.current_time()
         failed: WriteFailed | None = None
         try:

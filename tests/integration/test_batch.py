@@ -228,3 +228,18 @@ class TestWhatABatchLeavesBehind:
                 with pytest.raises(asyncpg.InvalidSavepointSpecificationError):
                     await conn.execute(f"RELEASE SAVEPOINT dbop_raw_{depth}")
                 await conn.execute("ROLLBACK TO SAVEPOINT probe; RELEASE SAVEPOINT probe")
+
+
+async def test_a_clean_batch_of_one_span_needs_no_subtransaction(events: str) -> None:
+    """In a subtransaction, a row's xmin is not the transaction's own id."""
+    async with engine_on(events) as engine:
+        await engine.execute(
+            "CREATE TABLE IF NOT EXISTS first (id int PRIMARY KEY, body text NOT NULL, "
+            "top text DEFAULT pg_current_xact_id()::text); TRUNCATE first"
+        )
+        items = [(n, "fine") for n in range(1_000)]
+        result = await engine.run(batch(copy_into("first", columns=("id", "body")))(items))
+        assert result.written == 1_000
+        found = await engine.fetch("SELECT DISTINCT xmin::text AS own, top FROM first")
+        assert [row["own"] for row in found] == [row["top"] for row in found]
+        assert len(found) == 1
