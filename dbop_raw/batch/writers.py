@@ -434,6 +434,21 @@ def _text_line(row: TextRow) -> str:
     return "\t".join(["\\N" if value is None else _escape(value) for value in row])
 
 
+def _text(rows: Sequence[TextRow], width: int) -> str:
+    """Rows of `width` values in COPY's text format."""
+    try:
+        text = "\n".join(map("\t".join, cast("Sequence[Sequence[str]]", rows)))
+    except TypeError:
+        pass  # a NULL, or no text
+    else:
+        # Where no value holds what has to be escaped, only what was put between them is found.
+        tabs, ends = len(rows) * (width - 1), len(rows) - 1
+        plain = text.count("\t") == tabs and text.count("\n") == ends
+        if plain and "\\" not in text and "\r" not in text:
+            return text
+    return "\n".join([_text_line(row) for row in rows])
+
+
 def _encode(rows: Sequence[TextRow], width: int, lo: int) -> Iterator[bytes]:
     """Piece by piece in COPY's text format.
 
@@ -444,7 +459,7 @@ def _encode(rows: Sequence[TextRow], width: int, lo: int) -> Iterator[bytes]:
         some = _part(rows, start, min(start + _LINES, len(rows)))
         _misfit(some, width, lo + start)
         try:
-            yield ("\n".join([_text_line(row) for row in some]) + "\n").encode()
+            yield (_text(some, width) + "\n").encode()
         except (TypeError, ValueError) as exc:
             for index, row in enumerate(some, lo + start):
                 _check_text(index, row)
