@@ -288,9 +288,7 @@ class Engine:
         op = to_operation(op)
         check_policy(retry)
         started = now()
-        if self._budget is not None:
-            self._budget.deposit()
-        return _Call(
+        call = _Call(
             op=op,
             policy=op.policy if retry is None else retry,
             begin=begin,
@@ -302,6 +300,9 @@ class Engine:
             tries=Tries(since=started),
             limit=op.limit if retry is None else None,
         )
+        if self._budget is not None:
+            self._budget.deposit()
+        return call
 
     async def _tries(self, call: _Call) -> Any:
         last: Exception | None = None

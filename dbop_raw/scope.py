@@ -193,6 +193,11 @@ class Scope:
         """Is BEGIN the last that waits to be sent? Then nothing has been done since."""
         return self._begin is not None and bool(self._pending) and self._pending[-1] is self._begin
 
+    @property
+    def begins(self) -> bool:
+        """Does what waits to be sent begin the transaction, for the first time or again?"""
+        return self._begin is not None and self._begin in self._pending
+
     def rollback_to(self) -> None:
         """Undo all since the newest savepoint, which stays open."""
         mark = self._marks[-1]

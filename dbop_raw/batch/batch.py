@@ -285,7 +285,7 @@ class _Writing(Generic[Item, R]):
         self._spans.finish()
 
     async def _step(self, step: Step, view: Sequence[Item], indexes: Sequence[int]) -> None:
-        """One span behind its savepoint. RELEASE and ROLLBACK TO are left for the next message."""
+        """One span behind its savepoint, or BEGIN. What closes or undoes it is left for the next message."""
         scope, writer = self._scope, self._writer
         scope.savepoint(or_begin=True)
         started = anyio.current_time()

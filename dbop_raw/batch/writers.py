@@ -111,8 +111,8 @@ class Each(Generic[Item, R]):
         results: list[R] = []
         append, make_op = results.append, self.make_op
         outer = scope.tries
-        if lo == 0:
-            # What began the transaction fails here, if it fails, and not as the first item.
+        if lo == 0 or scope.begins:
+            # What begins the transaction fails here, if it fails, and not as the first item.
             await scope.flush()
         try:
             for index in range(lo, hi):

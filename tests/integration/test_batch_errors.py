@@ -774,6 +774,28 @@ class TestAHostileSearchPath:
             assert write._memory.rows_possible, "it fell back: then nothing was tested"
 
 
+class _BeginsOnce:
+    """A record whose opening SQL works only once: as where another process was first with the same row."""
+
+    def opening(self) -> str:
+        return "SELECT 1 / (2 - nextval('met'))"
+
+    def capture(self, conn: Any) -> None:
+        pass
+
+    async def look_up(self, conn: Any) -> None:
+        pass
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+async def test_what_fails_to_begin_anew_is_no_fault_of_an_item(engine: Engine, writer: str) -> None:
+    """The first span is undone by ROLLBACK and BEGIN, and what is opened with BEGIN may fail then."""
+    write = never_rows(make_batch(writer))
+    with pytest.raises(asyncpg.DivisionByZeroError):
+        await engine.run_recorded(write(items_for(writer, {0: None}, 10)), _BeginsOnce())
+    assert await count(engine) == 0
+
+
 class TestWhatIsRefused:
     @pytest.mark.parametrize("writer", ["copy_into", "copy_text"])
     async def test_a_row_of_another_width_costs_its_item_only(self, engine: Engine, writer: str) -> None:
