@@ -34,10 +34,10 @@ from pathlib import Path
 import asyncpg
 
 from dbop_raw import Engine, batch, copy_text, ingest
-from dbop_raw.commands import show
-from dbop_raw.commands.csvsource import CsvRows, Dialect, Input, unpacked
-from dbop_raw.commands.ingest import Job, load
-from dbop_raw.ingest import IngestReport
+from dbop_raw.cli import show
+from dbop_raw.cli.ingest import Job, load
+from dbop_raw.ingestion.ingest import IngestReport
+from dbop_raw.sources.csv import CsvRows, Dialect, Input, unpacked
 from dbop_raw.testing import Server, ServerError, ServerUnavailable, postgres, stop_kept
 
 __all__ = ["PARENTS", "SCHEMA", "Archive", "Unfetchable", "fetch", "load_parents", "main", "prepare"]

@@ -4,12 +4,14 @@ Engine is capacity, Session is consistency, Batch is resilience, and failure is 
 are used.
 """
 
-from dbop_raw.batch.batch import Batch, BatchResult, Failed, batch
-from dbop_raw.batch.writers import copy_into, copy_text, each, execute_many
-from dbop_raw.classify import classify
-from dbop_raw.commit import CommitTokens
-from dbop_raw.engine import Engine
-from dbop_raw.errors import (
+from dbop_raw.batching.batch import Batch, BatchResult, Failed, batch
+from dbop_raw.batching.writers import copy_into, copy_text, each, execute_many
+from dbop_raw.engine.commit import CommitTokens
+from dbop_raw.engine.engine import Engine
+from dbop_raw.engine.stats import EngineStats
+from dbop_raw.events import Event, Observer
+from dbop_raw.failure.classify import classify
+from dbop_raw.failure.errors import (
     AcquireTimeout,
     CommitUnknown,
     DbopError,
@@ -23,18 +25,16 @@ from dbop_raw.errors import (
     TransactionAborted,
     TransactionMisuse,
 )
-from dbop_raw.events import Event, Observer
-from dbop_raw.ingest import IngestReport, ingest
-from dbop_raw.ledger import Ledger
-from dbop_raw.operation import Operation, chain, operation, pipe
-from dbop_raw.policy import RetryBudget, RetryPolicy
-from dbop_raw.rejects import JsonlRejects, Reject, RejectSink
-from dbop_raw.retry import retry
-from dbop_raw.savepoint import savepoint
-from dbop_raw.sizing import PoolAdvice, pool_advice
-from dbop_raw.sqlstate import Repair, Rule, Verdict
-from dbop_raw.stats import EngineStats
-from dbop_raw.timeout import timeout
+from dbop_raw.failure.policy import RetryBudget, RetryPolicy
+from dbop_raw.failure.sqlstate import Repair, Rule, Verdict
+from dbop_raw.ingestion.ingest import IngestReport, ingest
+from dbop_raw.ingestion.ledger import Ledger
+from dbop_raw.ingestion.rejects import JsonlRejects, Reject, RejectSink
+from dbop_raw.pipeline.operation import Operation, chain, operation, pipe
+from dbop_raw.pipeline.retry import retry
+from dbop_raw.pipeline.savepoint import savepoint
+from dbop_raw.pipeline.timeout import timeout
+from dbop_raw.sizing.advice import PoolAdvice, pool_advice
 
 __all__ = [
     "AcquireTimeout",

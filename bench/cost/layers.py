@@ -13,7 +13,7 @@ from typing import Any
 from bench.cost.instant import instant_pool
 from bench.figures import Figures, rotated
 from dbop_raw import Engine, Event, RetryPolicy, pipe, retry, savepoint, timeout
-from dbop_raw.operation import Wrapper
+from dbop_raw.pipeline.operation import Wrapper
 
 __all__ = ["DEPTHS", "Layer", "measure_layers"]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import asyncpg
 
-from dbop_raw import sql
+from dbop_raw.driver import sql
 
 __all__ = ["Row", "State", "Work", "state_of", "two_columns"]
 

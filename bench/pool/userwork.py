@@ -14,8 +14,8 @@ from typing import Any
 from bench.pool.errors import BadOption
 from bench.pool.workloads import BUILT_IN, Request, Workload
 from dbop_raw import Operation
-from dbop_raw.connection import Connection
-from dbop_raw.operation import to_operation
+from dbop_raw.driver.connection import Connection
+from dbop_raw.pipeline.operation import to_operation
 
 __all__ = ["Script", "find_workload", "parse_script"]
 

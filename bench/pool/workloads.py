@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from bench.pool.errors import BadOption
-from dbop_raw import batch, copy_into, operation, sql
-from dbop_raw.connection import Connection
-from dbop_raw.operation import AnyOperation
+from dbop_raw import batch, copy_into, operation
+from dbop_raw.driver import sql
+from dbop_raw.driver.connection import Connection
+from dbop_raw.pipeline.operation import AnyOperation
 
 __all__ = ["BUILT_IN", "SCHEMA", "Request", "Workload", "nothing", "prepare_schema", "remove_schema"]
 

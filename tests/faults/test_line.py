@@ -252,7 +252,7 @@ async def test_one_fault_at_any_message_loses_and_doubles_nothing(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # An ingest has no deadline of its own, and a COMMIT whose line hangs is to be looked up within this test.
-    monkeypatch.setattr("dbop_raw.engine._ANSWER_SECONDS", 1.0)
+    monkeypatch.setattr("dbop_raw.engine.engine._ANSWER_SECONDS", 1.0)
     before = asyncio.all_tasks()
     complaints: list[str] = []
     note_complaints(complaints)

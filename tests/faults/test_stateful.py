@@ -242,7 +242,7 @@ def test_the_table_is_what_the_answers_said_whatever_happens_in_whatever_order(
     postgres_server: Server, postgres_dsn: str, scale: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # An ingest has no deadline of its own, and a COMMIT whose line hangs is to be looked up within this test.
-    monkeypatch.setattr("dbop_raw.engine._ANSWER_SECONDS", 0.5)
+    monkeypatch.setattr("dbop_raw.engine.engine._ANSWER_SECONDS", 0.5)
 
     async def prepare() -> None:
         conn = await asyncpg.connect(postgres_dsn)

@@ -60,7 +60,7 @@ from dbop_raw import (
     retry,
     timeout,
 )
-from dbop_raw.commands.target import Target
+from dbop_raw.cli.target import Target
 from dbop_raw.events import LeakSuspected, Retried
 from dbop_raw.observe.structlog import StructlogObserver
 from dbop_raw.testing import Fault, FaultProxy, Server, ServerUnavailable, query

@@ -1,1 +1,0 @@
-"""`batch`: one transaction, many items, bad ones set aside."""

@@ -1,0 +1,1 @@
+"""Resilience: one transaction, many items, bad ones set aside."""

@@ -1,0 +1,1 @@
+"""The command `dbop-raw`: one file a command."""

@@ -1,1 +1,0 @@
-"""What the console command `dbop-raw` does: one module a command, and what they share."""

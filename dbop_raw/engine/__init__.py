@@ -1,0 +1,1 @@
+"""Capacity: who gets a connection, one call's road to COMMIT, a COMMIT in doubt, the numbers."""

@@ -1,0 +1,1 @@
+"""What went wrong, and who can repair it: errors, the table of SQLSTATEs, verdicts, retry policies."""

@@ -1,0 +1,1 @@
+"""A stream of items in as many transactions as it takes: chunks, ledger, rejects."""

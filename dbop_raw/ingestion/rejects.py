@@ -1,0 +1,113 @@
+"""Where an ingest puts the items that could not be written: a protocol, and a file of JSON lines."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from anyio import to_thread
+
+from dbop_raw.failure.errors import PolicyError
+
+__all__ = ["JsonlRejects", "Reject", "RejectSink"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reject:
+    """An item that was not written, and why."""
+
+    index: int
+    """Its place in the source, from 0."""
+    item: Any = field(repr=False)
+    sqlstate: str | None
+    """None where the client found it."""
+    condition: str
+    """PostgreSQL's name of the SQLSTATE, or the name of the Python exception."""
+    message: str
+    """What the server or the driver said; it may quote values of the item."""
+    constraint: str | None = None
+
+
+class RejectSink(Protocol):
+    """What `ingest(rejects=…)` takes."""
+
+    async def write(self, rejects: Sequence[Reject]) -> None:
+        """Keep them: when this returns they are safe.
+
+        Called once for each chunk that has any, from several tasks but one at a time.
+        """
+        ...
+
+
+class JsonlRejects:
+    """Appends one JSON object a line: index, item, sqlstate, condition, message, constraint.
+
+    The file is made for its owner alone (mode 0600), since it holds the items as they came. Whole lines are
+    appended in one write; a last line that a crash cut short is ended first, so that the next one stands by
+    itself. With `sync=True` each write waits for the disk.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, sync: bool = False) -> None:
+        self.path = Path(path)
+        self._sync = sync
+        if self.path.is_dir():
+            message = f"rejects file {str(self.path)!r} is a folder: name a file in it"
+            raise PolicyError(message)
+        if not self.path.parent.is_dir():
+            message = (
+                f"rejects file {str(self.path)!r} can't be made: there is no folder {str(self.path.parent)!r}"
+            )
+            raise PolicyError(message)
+
+    def __repr__(self) -> str:
+        """With the path."""
+        return f"JsonlRejects({str(self.path)!r})"
+
+    async def write(self, rejects: Sequence[Reject]) -> None:
+        """Append them. Raises `OSError` when the file can't be written."""
+        lines = "".join(_line(reject) for reject in rejects)
+        # Not to be abandoned by a cancellation: half a line would be lost.
+        await to_thread.run_sync(self._append, lines.encode("utf-8", "surrogatepass"))
+
+    def _append(self, data: bytes) -> None:
+        descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
+        try:
+            size = os.fstat(descriptor).st_size
+            if size and os.pread(descriptor, 1, size - 1) != b"\n":
+                data = b"\n" + data
+            while data:
+                data = data[os.write(descriptor, data) :]
+            if self._sync:
+                os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _line(reject: Reject) -> str:
+    fields = {
+        "index": reject.index,
+        "item": reject.item,
+        "sqlstate": reject.sqlstate,
+        "condition": reject.condition,
+        "message": reject.message,
+        "constraint": reject.constraint,
+    }
+    try:
+        return json.dumps(fields, ensure_ascii=True, default=_plain) + "\n"
+    except (TypeError, ValueError):
+        # A key that is no string, a circle: the item must not be lost for that.
+        fields["item"] = repr(reject.item)
+        return json.dumps(fields, ensure_ascii=True, default=repr) + "\n"
+
+
+def _plain(value: object) -> object:
+    """What JSON has no form for: bytes as hex, the rest as its text."""
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        return "\\x" + bytes(value).hex()
+    if isinstance(value, (set, frozenset)):
+        return list(value)
+    return str(value)

@@ -1,0 +1,1 @@
+"""Operations and what wraps them: `operation`, `pipe`, `timeout`, `retry`, `savepoint`."""

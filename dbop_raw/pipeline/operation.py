@@ -1,0 +1,215 @@
+"""`Operation`, and how operations are joined: `operation`, `pipe`, `chain`.
+
+An operation is opening SQL, a body, and closing SQL. The combinators do not send their SQL: they leave it
+with the `Scope`, and the scope sends what has gathered as *one* message just before the next body runs. So
+BEGIN, SAVEPOINT and SET LOCAL cost one round trip together, the end of one span travels with the start of the
+next, and what COMMIT does anyway (releasing savepoints, ending SET LOCAL) is never sent.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from types import FunctionType
+from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeAlias, TypeVar
+
+from dbop_raw.driver.connection import Connection
+from dbop_raw.failure.policy import RetryPolicy
+from dbop_raw.session.scope import Scope, name_of, register, scope_of, unregister
+
+__all__ = [
+    "AnyOperation",
+    "Operation",
+    "Wrapper",
+    "chain",
+    "operation",
+    "pipe",
+    "to_operation",
+]
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+P = ParamSpec("P")
+
+AnyOperation: TypeAlias = Callable[[Any], Awaitable[T]]
+"""An `Operation[T]`, or anything else that is called with a connection and gives an awaitable of T."""
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class Operation(Generic[T_co]):
+    """A piece of database work that waits for a connection: immutable, and run as often as it is called.
+
+    Give it to `Engine.run`, or call it with a connection inside another operation: `await op(conn)` joins the
+    transaction that the connection is in.
+    """
+
+    step: Callable[[Scope], Awaitable[T_co]] = field(repr=False)
+    """How it runs in a scope: for the combinators, not for callers."""
+    name: str
+    """The body's name, for events and messages."""
+    policy: RetryPolicy | None = None
+    """The outermost retry policy of the pipeline: `Engine.run` uses it when it was given none."""
+    text: str = ""
+    """The pipeline as nested calls; empty: the name."""
+    key: object = None
+    """What the starts of the outermost `retry` are counted under."""
+    limit: float | None = None
+    """Seconds: the tightest timeout around the outermost `retry`, which all its starts together have."""
+
+    def __repr__(self) -> str:
+        """The nesting, outermost first; never an argument's value."""
+        return self.text or self.name
+
+    async def __call__(self, conn: Connection) -> T_co:
+        """Run with `conn`: in the transaction it is in, if any; else each statement is its own."""
+        scope = scope_of(conn)
+        if scope is not None:
+            return await scope.call(self.step)
+        scope = Scope(conn, transactional=conn.is_in_transaction())
+        register(scope)
+        try:
+            return await scope.call(self.step)
+        finally:
+            unregister(scope)
+
+
+class Wrapper(Protocol):
+    """What `pipe` and `chain` take: makes an operation from an operation, and keeps its result's type."""
+
+    def __call__(self, op: AnyOperation[T], /) -> Operation[T]:
+        """Wrap `op`."""
+        ...
+
+
+def _kind(thing: object) -> str:
+    """What a message says of a thing that is not what it should be: it may be an item, or hold a secret."""
+    return (
+        f"the class {thing.__qualname__}"
+        if isinstance(thing, type)
+        else f"an object of type {type(thing).__name__}"
+    )
+
+
+def to_operation(op: AnyOperation[T]) -> Operation[T]:
+    """`op` itself if it is an `Operation`, else one whose body is `op`.
+
+    Raises `TypeError` at once for what can't be called with a connection, such as a coroutine that was made
+    already.
+    """
+    if isinstance(op, Operation):
+        return op
+    if type(op) is not FunctionType or op.__code__.co_flags & _GENERATORS:
+        _check_callable(op)
+    function = op
+
+    async def step(scope: Scope) -> T:
+        return await scope.body(function)
+
+    return Operation(step, name_of(function))
+
+
+_GENERATORS = inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR
+
+
+def _check_callable(op: object) -> None:
+    """Raise `TypeError` for what can't be called with a connection."""
+    if inspect.isawaitable(op):
+        if inspect.iscoroutine(op):
+            op.close()
+        message = (
+            f"{_kind(op)} is an awaitable that exists already and can run only once: give the function "
+            "itself, or `lambda conn: f(conn, …)`, so that it can be called with a connection, and again for "
+            "a retry"
+        )
+        raise TypeError(message)
+    if isinstance(op, type) or not callable(op):
+        message = (
+            f"{_kind(op)} is not an operation: give an async function that takes a connection, or what "
+            "@operation makes"
+        )
+        raise TypeError(message)
+    if inspect.isgeneratorfunction(op) or inspect.isasyncgenfunction(op):
+        message = (
+            f"{name_of(op)} is a generator function: an operation returns one result; collect the rows and "
+            "return them"
+        )
+        raise TypeError(message)
+
+
+def _plain_arguments(signature: inspect.Signature) -> tuple[int, int]:
+    """How many positional arguments, beside the connection, surely fit; (1, 0) where that can't be said."""
+    plain = [
+        p for p in signature.parameters.values() if p.kind in {p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD}
+    ]
+    needed = [p for p in plain if p.default is p.empty]
+    keywords = [p for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY and p.default is p.empty]
+    return (1, 0) if keywords or not needed else (len(needed) - 1, len(plain) - 1)
+
+
+def operation(function: Callable[Concatenate[Any, P], Awaitable[T]]) -> Callable[P, Operation[T]]:
+    """Make `async def f(conn, *args) -> T` into `f(*args) -> Operation[T]`.
+
+    The arguments are checked against the function's signature when the operation is made, not when it runs: a
+    missing one is a `TypeError` at the line that forgot it.
+    """
+    signature = inspect.signature(function)
+    name = name_of(function)
+    least, most = _plain_arguments(signature)
+
+    @functools.wraps(function)
+    def make(*args: P.args, **kwargs: P.kwargs) -> Operation[T]:
+        if kwargs or not least <= len(args) <= most:
+            signature.bind(None, *args, **kwargs)
+
+        async def step(scope: Scope) -> T:
+            return await scope.body(call)
+
+        def call(conn: Connection) -> Awaitable[T]:
+            return function(conn, *args, **kwargs)
+
+        call.__qualname__ = name
+        return Operation(step, name)
+
+    # wraps() copies the signature with `conn`; what is called has none.
+    del make.__wrapped__
+    make.__signature__ = signature.replace(parameters=list(signature.parameters.values())[1:])  # type: ignore[attr-defined]
+    return make
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """Wrappers in the order they are applied, inner to outer."""
+
+    wrappers: tuple[Wrapper, ...]
+
+    def __call__(self, op: AnyOperation[T], /) -> Operation[T]:
+        """Apply them all."""
+        return pipe(op, *self.wrappers)
+
+
+def pipe(op: AnyOperation[T], *wrappers: Wrapper) -> Operation[T]:
+    """`op` in its wrappers, inner to outer.
+
+    `pipe(op, timeout(1.5), retry(P))` is `retry(P)(timeout(1.5)(op))`, 1.5 s a try.
+
+    Raises `TypeError` when one of them is not a wrapper.
+    """
+    result = to_operation(op)
+    for wrapper in wrappers:
+        wrapped = wrapper(result) if callable(wrapper) else None
+        if not isinstance(wrapped, Operation):
+            message = f"{_kind(wrapper)} is not a wrapper: use timeout(…), retry(…), savepoint, or chain(…)"
+            raise TypeError(message)
+        result = wrapped
+    return result
+
+
+def chain(*wrappers: Wrapper) -> Chain:
+    """Name a list of wrappers, to use it again; it is applied as `pipe` applies them."""
+    for wrapper in wrappers:
+        if not callable(wrapper):
+            message = f"{_kind(wrapper)} is not a wrapper: use timeout(…), retry(…), savepoint, or chain(…)"
+            raise TypeError(message)
+    return Chain(wrappers)

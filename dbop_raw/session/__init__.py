@@ -1,0 +1,1 @@
+"""Consistency: one transaction on one connection, and the scope in which operations run."""

@@ -1,0 +1,1 @@
+"""How large a pool: advice from an engine's own numbers."""

@@ -1,0 +1,83 @@
+"""Rows that a foreign key will most likely refuse, by what it refused before."""
+
+from typing import Any
+
+import asyncpg
+import pytest
+
+from dbop_raw.batching.inserver import RowFailure
+from dbop_raw.batching.suspects import Suspects, depends_on_order
+from dbop_raw.session.scope import Scope
+
+
+class Catalogue:
+    """A connection that knows one constraint's columns."""
+
+    def __init__(self, columns: list[str] | None) -> None:
+        self.columns = columns
+        self.asked = 0
+
+    async def fetchval(self, _query: str, *_args: str) -> list[str] | None:
+        self.asked += 1
+        return self.columns
+
+
+def refused(index: int) -> RowFailure:
+    fields = {"S": "ERROR", "V": "ERROR", "C": "23503", "M": "no", "s": "public", "t": "t", "n": "t_fkey"}
+    error: Any = asyncpg.PostgresError.new(fields)
+    return RowFailure(index, error)
+
+
+@pytest.mark.anyio
+async def test_a_value_that_was_refused_is_suspect_in_the_next_rows() -> None:
+    suspects = Suspects(("id", "parent"))
+    conn = Catalogue(["parent"])
+    rows = [(1, "a"), (2, "b"), (3, "a")]
+    assert suspects.among(rows) == []
+    await suspects.learn(Scope(conn, transactional=True), rows, [refused(1), refused(1)])
+    assert suspects.among([(7, "b"), (8, "a"), (9, "b")]) == [0, 2]
+    assert conn.asked == 1
+
+
+@pytest.mark.anyio
+async def test_of_several_columns_only_all_together_are_suspect() -> None:
+    suspects = Suspects(("x", "y"))
+    await suspects.learn(Scope(Catalogue(["x", "y"]), transactional=True), [(1, 2)], [refused(0)])
+    assert suspects.among([(1, 2), (1, 3), (2, 2)]) == [0]
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize("columns", [None, [], ["another"]])
+async def test_a_constraint_of_columns_that_are_not_written_teaches_nothing(
+    columns: list[str] | None,
+) -> None:
+    suspects = Suspects(("id", "parent"))
+    await suspects.learn(Scope(Catalogue(columns), transactional=True), [(1, 2)], [refused(0)])
+    assert suspects.among([(1, 2)]) == []
+
+
+@pytest.mark.anyio
+async def test_values_that_can_not_be_hashed_are_nobodys_reference_and_giving_up_is_for_good() -> None:
+    suspects = Suspects(("id", "parent"))
+    scope = Scope(Catalogue(["parent"]), transactional=True)
+    await suspects.learn(scope, [(1, 2)], [refused(0)])
+    assert suspects.among([(1, [])]) == []
+    suspects.give_up()
+    await suspects.learn(scope, [(1, 2)], [refused(0)])
+    assert suspects.among([(1, 2)]) == []
+
+
+@pytest.mark.parametrize(
+    ("code", "depends"),
+    [
+        ("23503", False),
+        ("23502", False),
+        ("23514", False),
+        ("22P02", False),
+        ("23505", True),
+        ("23P01", True),
+    ],
+)
+def test_only_what_other_rows_can_cause_depends_on_their_order(code: str, depends: bool) -> None:
+    error: Any = asyncpg.PostgresError.new({"S": "ERROR", "V": "ERROR", "C": code, "M": "no"})
+    assert depends_on_order(RowFailure(0, error)) is depends

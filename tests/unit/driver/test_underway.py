@@ -1,0 +1,185 @@
+from __future__ import annotations
+
+import asyncio
+
+import anyio
+import pytest
+
+from dbop_raw.driver.underway import Underway, meanwhile, now
+
+pytestmark = pytest.mark.anyio
+
+
+async def answer(future: asyncio.Future[str], log: list[str]) -> str:
+    log.append("started")
+    try:
+        return await future
+    except asyncio.CancelledError:
+        log.append("cancelled")
+        raise
+
+
+async def at_once(value: str) -> str:
+    return value
+
+
+def later(value: str, seconds: float = 0.01) -> asyncio.Future[str]:
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[str] = loop.create_future()
+    loop.call_later(seconds, future.set_result, value)
+    return future
+
+
+def never() -> asyncio.Future[str]:
+    return asyncio.get_running_loop().create_future()
+
+
+async def test_what_needs_no_waiting_is_done_when_it_is_made() -> None:
+    command = Underway(at_once("yes"))
+    assert command.done
+    assert command.result() == "yes"
+    assert await command == "yes"
+
+
+async def test_it_starts_before_anybody_waits() -> None:
+    log: list[str] = []
+    command = Underway(answer(later("yes"), log))
+    assert log == ["started"]
+    assert not command.done
+    with pytest.raises(asyncio.InvalidStateError):
+        command.result()
+    assert await command == "yes"
+
+
+async def test_what_it_raises_is_raised_by_whoever_asks() -> None:
+    async def fails() -> str:
+        await asyncio.sleep(0)
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        await Underway(fails())
+    command = Underway(fails())
+    await command.wait(None)
+    with pytest.raises(ValueError, match="no"):
+        command.result()
+
+
+async def test_a_command_that_yields_to_the_loop_goes_on() -> None:
+    async def patient() -> str:
+        for _ in range(3):
+            await asyncio.sleep(0)
+        return await later("yes")
+
+    assert await Underway(patient()) == "yes"
+    command = Underway(patient())
+    await command.wait(1)
+    assert command.result() == "yes"
+
+
+async def test_awaiting_hands_a_cancellation_to_the_command() -> None:
+    log: list[str] = []
+    with anyio.move_on_after(0.01) as scope:
+        await Underway(answer(never(), log))
+    assert scope.cancelled_caught
+    assert log == ["started", "cancelled"]
+
+
+async def test_waiting_keeps_a_cancellation_from_the_command() -> None:
+    log: list[str] = []
+    future = never()
+    command = Underway(answer(future, log))
+    with anyio.move_on_after(0.01) as scope:
+        await command.wait(None)
+    assert scope.cancelled_caught
+    assert not command.done
+    future.set_result("yes")
+    await command.wait(1)
+    assert command.result() == "yes"
+    assert log == ["started"]
+
+
+async def test_a_native_cancellation_does_not_reach_it_either() -> None:
+    log: list[str] = []
+    command = Underway(answer(later("yes"), log))
+    task = asyncio.ensure_future(command.wait(None))
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    await command.wait(1)
+    assert command.result() == "yes"
+    assert log == ["started"]
+
+
+async def test_waiting_is_bounded() -> None:
+    command = Underway(answer(never(), []))
+    started = now()
+    await command.wait(0.01)
+    assert not command.done
+    assert now() - started >= 0.01
+    command.give_up()
+
+
+async def test_giving_up_ends_it_as_a_cancellation_does() -> None:
+    log: list[str] = []
+    command = Underway(answer(never(), log))
+    command.give_up()
+    assert command.done
+    assert log == ["started", "cancelled"]
+    with pytest.raises(asyncio.CancelledError):
+        command.result()
+
+
+async def test_a_command_may_answer_a_cancellation_with_a_result() -> None:
+    async def stubborn() -> str:
+        try:
+            await asyncio.sleep(10)
+        except asyncio.CancelledError:
+            return "cleaned up"
+        return "slept"
+
+    command = Underway(stubborn())
+    command.give_up()
+    assert command.result() == "cleaned up"
+
+
+async def test_the_time_that_a_command_takes_is_used() -> None:
+    log: list[str] = []
+
+    def work() -> int:
+        log.append("worked")
+        return 7
+
+    assert await meanwhile(answer(later("yes"), log), work) == ("yes", 7)
+    assert log == ["started", "worked"]
+
+
+async def test_a_command_is_waited_for_whatever_the_work_raises() -> None:
+    answered: list[str] = []
+
+    async def command() -> None:
+        answered.append(await later("yes"))
+
+    def work() -> None:
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        await meanwhile(command(), work)
+    assert answered == ["yes"]
+
+
+async def test_what_the_command_raises_counts_more_than_what_the_work_does() -> None:
+    async def command() -> None:
+        await later("")
+        raise ConnectionError("lost")
+
+    def work() -> None:
+        raise ValueError("no")
+
+    with pytest.raises(ConnectionError, match="lost") as raised:
+        await meanwhile(command(), work)
+    assert isinstance(raised.value.__context__, ValueError)
+
+
+async def test_now_is_the_time_that_deadlines_go_by() -> None:
+    assert abs(now() - anyio.current_time()) < 0.1
