@@ -21,7 +21,7 @@ __all__ = [
     "BatchFinished",
     "ChunkFinished",
     "CommitInDoubt",
-    "CommitSettled",
+    "CommitResolved",
     "Committed",
     "Event",
     "Evicted",
@@ -118,7 +118,7 @@ class Committed(Event):
 
     name: ClassVar[str] = "transaction.committed"
     operation: str
-    started: int
+    attempts: int
     seconds: float
 
 
@@ -142,7 +142,7 @@ class Retried(Event):
     name: ClassVar[str] = "retry.scheduled"
     operation: str
     level: str
-    started: int
+    attempts: int
     delay: float
     sqlstate: str | None
     condition: str
@@ -155,7 +155,7 @@ class RetryRefused(Event):
     name: ClassVar[str] = "retry.refused"
     operation: str
     reason: str
-    started: int
+    attempts: int
     sqlstate: str | None
     condition: str
 
@@ -169,10 +169,10 @@ class CommitInDoubt(Event):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CommitSettled(Event):
+class CommitResolved(Event):
     """A COMMIT in doubt was looked up: `outcome` is "committed", "aborted" or "unknown"."""
 
-    name: ClassVar[str] = "commit.settled"
+    name: ClassVar[str] = "commit.resolved"
     operation: str
     outcome: str
 

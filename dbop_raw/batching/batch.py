@@ -18,7 +18,7 @@ from dbop_raw.driver import sql
 from dbop_raw.driver.connection import GRACE_SECONDS
 from dbop_raw.events import BatchFinished, ItemFailed
 from dbop_raw.failure.errors import OperationTimeout, PolicyError, RetriesExhausted, SkipLimitExceeded
-from dbop_raw.failure.policy import RetryPolicy, Tries
+from dbop_raw.failure.policy import Attempts, RetryPolicy
 from dbop_raw.failure.sqlstate import Repair, Verdict
 from dbop_raw.pipeline.operation import Operation
 from dbop_raw.pipeline.retry import Retrying, check_policy
@@ -159,7 +159,7 @@ class _Writing(Generic[Item, R]):
         self._spans = Spans(0, memory)
         self._failed: dict[int, Failed[Item]] = {}
         self._results: list[R | None] = []
-        self._strikes: dict[int, Tries] = {}
+        self._strikes: dict[int, Attempts] = {}
         self._retries_before = scope.retries
         # Constraints are checked at once, so a row that refers to a later one is refused for now.
         self._early = False
@@ -213,8 +213,12 @@ class _Writing(Generic[Item, R]):
         """
         scope = self._scope
         if last:
-            scope.check_at_commit = not scope.careful
-            await (self._carefully() if scope.careful else self._write_spans(range(len(self._items))))
+            scope.check_at_commit = not scope.constraints_immediate
+            await (
+                self._carefully()
+                if scope.constraints_immediate
+                else self._write_spans(range(len(self._items)))
+            )
             return
         scope.savepoint()
         try:
@@ -358,14 +362,14 @@ class _Writing(Generic[Item, R]):
 
     async def _wait_for(self, culprit: int, error: Exception, verdict: Verdict) -> bool:
         """Wait until the item may be tried again; False when it has used up its tries."""
-        tries = self._strikes.setdefault(culprit, Tries(since=anyio.current_time()))
-        tries.started += 1
+        attempts = self._strikes.setdefault(culprit, Attempts(since=anyio.current_time()))
+        attempts.count += 1
         scope = self._scope
         retrying = Retrying(
             self._writer.name, self._policy, scope.budget, None if scope.observer is None else scope.emit
         )
         try:
-            delay = retrying.delay(tries, error, verdict, "savepoint", anyio.current_effective_deadline())
+            delay = retrying.delay(attempts, error, verdict, "savepoint", anyio.current_effective_deadline())
         except RetriesExhausted:
             return False
         scope.retries += 1

@@ -19,7 +19,7 @@ from typing import Any, cast
 import asyncpg
 
 from dbop_raw.driver import sql
-from dbop_raw.driver.underway import meanwhile, now
+from dbop_raw.driver.underway import now, overlap
 from dbop_raw.failure.sqlstate import RULES, Rule, verdict_of
 from dbop_raw.session.scope import Scope
 
@@ -310,10 +310,10 @@ class InServer:
             failures.extend(_failures(met, at))
             return () if following is None else self._call(following)
 
-        _, call = await meanwhile(scope.flush(), partial(prepare, pieces[0]))
+        _, call = await overlap(scope.flush(), partial(prepare, pieces[0]))
         for piece, following in zip(pieces, (*pieces[1:], None), strict=True):
             started = now()
-            found, next_call = await meanwhile(scope.conn.fetch(*call), partial(prepare, following))
+            found, next_call = await overlap(scope.conn.fetch(*call), partial(prepare, following))
             seconds += now() - started
             warm = warm and piece.function.warm
             piece.function.warm = True

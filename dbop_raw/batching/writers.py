@@ -22,7 +22,7 @@ from dbop_raw.batching.inserver import Column, InServer, RowFailure, Tried
 from dbop_raw.batching.suspects import Suspects, depends_on_order
 from dbop_raw.driver import sql
 from dbop_raw.driver.connection import is_gone
-from dbop_raw.driver.underway import meanwhile
+from dbop_raw.driver.underway import overlap
 from dbop_raw.failure.errors import PolicyError
 from dbop_raw.pipeline.operation import AnyOperation, to_operation
 from dbop_raw.session.scope import Scope, name_of
@@ -110,20 +110,20 @@ class Each(Generic[Item, R]):
         """One after another; the first that fails ends the span."""
         results: list[R] = []
         append, make_op = results.append, self.make_op
-        outer = scope.tries
+        outer = scope.attempts
         if lo == 0 or scope.begins:
             # What begins the transaction fails here, if it fails, and not as the first item.
             await scope.flush()
         try:
             for index in range(lo, hi):
                 # The starts of an item's own retry are counted for one run of that item only.
-                scope.tries = {}
+                scope.attempts = {}
                 try:
                     append(await to_operation(make_op(items[index])).step(scope))
                 except Exception as exc:
                     raise WriteFailed(index, exc) from exc
         finally:
-            scope.tries = outer
+            scope.attempts = outer
         return results
 
     async def write_rows(
@@ -382,7 +382,7 @@ class CopyInto(_Copy):
         check = partial(_misfit, rows, len(target.columns), lo)
         try:
             # The rows are looked at when they have been sent: a misfit is undone like anything that fails.
-            await meanwhile(copying, check)
+            await overlap(copying, check)
         except WriteFailed:
             raise
         except Exception as exc:
@@ -505,7 +505,7 @@ class CopyText(_Copy):
         pieces = _encode(rows, len(target.columns), lo)
         # The first piece is written while what opens the span is on its way, each next one while the server
         # reads the one before.
-        _, first = await meanwhile(scope.flush(), partial(next, pieces))
+        _, first = await overlap(scope.flush(), partial(next, pieces))
         try:
             # A memoryview, since the driver takes bytes for a path.
             await scope.conn.copy_to_table(

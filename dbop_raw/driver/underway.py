@@ -1,6 +1,6 @@
-"""`Underway`: a command that has started, and whose rest is waited for as its caller wants.
+"""`EagerCall`: a command that has started, and whose rest is waited for as its caller wants.
 
-With it `meanwhile`, which uses the time, and `now`.
+With it `overlap`, which uses the time, and `now`.
 
 Most acquires never wait, so no scope with a deadline is made for them; and the answer to a COMMIT is waited
 for without a task of its own, though no cancellation may reach the command. (A task costs three turns of the
@@ -13,7 +13,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Generator
 from typing import Any, Generic, TypeVar, cast
 
-__all__ = ["Underway", "meanwhile", "now"]
+__all__ = ["EagerCall", "now", "overlap"]
 
 T = TypeVar("T")
 Done = TypeVar("Done")
@@ -47,7 +47,7 @@ async def _settled(
             timer.cancel()
 
 
-class Underway(Generic[T]):
+class EagerCall(Generic[T]):
     """An awaitable that was started: it has run up to the first future that it waits for, or to its end.
 
     Either await it (a cancellation then reaches the command, as always), or `wait` for it (then none does).
@@ -124,12 +124,12 @@ class Underway(Generic[T]):
         return cast("T", self._value)
 
 
-async def meanwhile(command: Awaitable[T], work: Callable[[], Done]) -> tuple[T, Done]:
+async def overlap(command: Awaitable[T], work: Callable[[], Done]) -> tuple[T, Done]:
     """Start `command`, do `work` while the server is at it, and wait: what both gave.
 
     Waits whatever `work` raises, for a connection with a command under way is of no use to anybody.
     """
-    underway = Underway(command)
+    underway = EagerCall(command)
     try:
         done = work()
     finally:

@@ -19,7 +19,7 @@ import asyncpg
 
 from dbop_raw import events
 from dbop_raw.driver.connection import CLEANUP_SECONDS, GRACE_SECONDS, Connection, discard, is_gone
-from dbop_raw.driver.underway import Underway, now
+from dbop_raw.driver.underway import EagerCall, now
 from dbop_raw.engine.stats import Counters, EngineStats
 from dbop_raw.events import Event, Observer
 from dbop_raw.failure.errors import AcquireTimeout, EngineClosed, EngineOverloaded, PolicyError
@@ -130,7 +130,7 @@ class Capacity:
 
     async def _conn_by(self, deadline: float) -> Connection | None:
         """A connection of the pool; None when none came in time. One that is free costs no timer."""
-        taking: Underway[Connection] = Underway(self._pool.acquire())
+        taking: EagerCall[Connection] = EagerCall(self._pool.acquire())
         if taking.done:
             return taking.result()
         with anyio.CancelScope(deadline=deadline):

@@ -29,7 +29,7 @@ from dbop_raw.failure.errors import DbopError, EngineClosed, PolicyError
 from dbop_raw.failure.policy import positive_seconds
 from dbop_raw.failure.sqlstate import Repair, Rule
 
-__all__ = ["CommitTokens", "NotCommitted", "Outcome", "Record", "RowRecord", "XidRecord", "settle"]
+__all__ = ["CommitRecord", "CommitTokens", "NotCommitted", "Outcome", "RowRecord", "XidRecord", "resolve"]
 
 # The pause (seconds) between two look-ups, while the server is not there or the transaction is still open.
 _PAUSE = 0.05
@@ -54,7 +54,7 @@ class NotCommitted(DbopError):
         super().__init__("the answer to COMMIT was lost; the look-up shows that nothing was committed")
 
 
-class Record(Protocol):
+class CommitRecord(Protocol):
     """What a transaction leaves behind so that its outcome can be looked up."""
 
     def opening(self) -> str:
@@ -239,8 +239,8 @@ class CommitTokens:
 _LONGEST_NAME = 63
 
 
-async def settle(
-    record: Record, capacity: Capacity, until: float, overrides: Mapping[str, Rule] | None
+async def resolve(
+    record: CommitRecord, capacity: Capacity, until: float, overrides: Mapping[str, Rule] | None
 ) -> Outcome:
     """Ask until there is an answer, or until the event loop's time `until`.
 
@@ -256,7 +256,7 @@ async def settle(
 
 
 async def _ask(
-    record: Record, capacity: Capacity, until: float, overrides: Mapping[str, Rule] | None
+    record: CommitRecord, capacity: Capacity, until: float, overrides: Mapping[str, Rule] | None
 ) -> Outcome | None:
     checkout = None
     try:

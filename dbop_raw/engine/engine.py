@@ -21,7 +21,7 @@ from dbop_raw.driver.connection import CLEANUP_SECONDS, Connection, is_gone
 from dbop_raw.driver.dsn import check_dsn
 from dbop_raw.driver.underway import now
 from dbop_raw.engine.capacity import Capacity, Checkout
-from dbop_raw.engine.commit import CommitTokens, NotCommitted, Outcome, Record, XidRecord, settle
+from dbop_raw.engine.commit import CommitRecord, CommitTokens, NotCommitted, Outcome, XidRecord, resolve
 from dbop_raw.engine.stats import EngineStats
 from dbop_raw.events import Event, Observer
 from dbop_raw.failure.classify import classify
@@ -33,7 +33,7 @@ from dbop_raw.failure.errors import (
     RetriesExhausted,
     RollbackFailed,
 )
-from dbop_raw.failure.policy import RetryBudget, RetryPolicy, Tries, positive_seconds
+from dbop_raw.failure.policy import Attempts, RetryBudget, RetryPolicy, positive_seconds
 from dbop_raw.failure.sqlstate import Repair, Rule, Verdict, normalise_overrides
 from dbop_raw.pipeline.operation import AnyOperation, Operation, to_operation
 from dbop_raw.pipeline.retry import Retrying, check_policy
@@ -45,7 +45,7 @@ __all__ = ["Engine"]
 T = TypeVar("T")
 
 # A COMMIT in doubt is looked up for so long (seconds), or until the run's deadline.
-_SETTLE_SECONDS = 15.0
+_RESOLVE_SECONDS = 15.0
 # A COMMIT that can be looked up counts as in doubt when its answer is not here after so long (seconds): the
 # line hangs. Without a deadline only; with one, half of the time left is for the look-up.
 _ANSWER_SECONDS = 30.0
@@ -67,14 +67,14 @@ class _Call:
     deadline: float | None
     until: float
     resolve: bool
-    record: Record | None
-    tries: Tries
-    nodes: dict[object, Tries] = field(default_factory=dict)
+    record: CommitRecord | None
+    attempts: Attempts
+    nodes: dict[object, Attempts] = field(default_factory=dict)
     limit: float | None = None
     """Seconds for all tries together: of a timeout around the retry whose policy is this run's."""
     total: float = math.inf
     """The event loop's time at which that limit is over, for the tries after the first."""
-    careful: bool = False
+    constraints_immediate: bool = False
     """Check deferred constraints early: COMMIT has refused them once."""
     verdict: Verdict | None = None
     """Of the last failure, from the connection that knew most about it; None when there was no connection."""
@@ -82,7 +82,7 @@ class _Call:
     def started(self) -> int:
         """How often the body has started, at whatever level."""
         inner = self.nodes.get(self.op.key)
-        return self.tries.started if inner is None else max(self.tries.started, inner.started)
+        return self.attempts.count if inner is None else max(self.attempts.count, inner.count)
 
 
 _NOT_COMMITTED = Verdict(
@@ -265,7 +265,7 @@ class Engine:
         return result
 
     async def run_recorded(
-        self, op: AnyOperation[T], record: Record | None, *, retry: RetryPolicy | None = None
+        self, op: AnyOperation[T], record: CommitRecord | None, *, retry: RetryPolicy | None = None
     ) -> T:
         """`run`, its COMMIT resolved by a record of the transaction that the caller brings (a ledger's row).
 
@@ -283,7 +283,7 @@ class Engine:
         resolve: bool,
         readonly: bool = False,
         deadline: float | None = None,
-        record: Record | None = None,
+        record: CommitRecord | None = None,
     ) -> _Call:
         """What is asked for, checked."""
         op = to_operation(op)
@@ -298,7 +298,7 @@ class Engine:
             until=math.inf if deadline is None else started + positive_seconds("deadline", deadline),
             resolve=resolve,
             record=record,
-            tries=Tries(since=started),
+            attempts=Attempts(since=started),
             limit=op.limit if retry is None else None,
         )
         if self._budget is not None:
@@ -308,7 +308,7 @@ class Engine:
     async def _tries(self, call: _Call) -> Any:
         last: Exception | None = None
         while True:
-            call.tries.started += 1
+            call.attempts.count += 1
             call.verdict = None
             try:
                 result = await self._once(call)
@@ -318,17 +318,17 @@ class Engine:
                     over.__cause__ or last
                 )
             except _CheckEarlier:
-                call.careful = True
-                call.tries.started -= 1
+                call.constraints_immediate = True
+                call.attempts.count -= 1
                 continue
             except Exception as exc:  # noqa: BLE001 - what is not to be retried is raised again there
                 last = exc
                 delay = self._delay(call, exc)
             else:
                 if self._observer is not None:
-                    seconds = anyio.current_time() - call.tries.since
+                    seconds = anyio.current_time() - call.attempts.since
                     self._emit(
-                        events.Committed(operation=call.op.name, started=call.started(), seconds=seconds)
+                        events.Committed(operation=call.op.name, attempts=call.started(), seconds=seconds)
                     )
                 return result
             self._counters.retries += 1
@@ -346,13 +346,13 @@ class Engine:
         over = isinstance(exc, OperationTimeout) and exc.seconds == call.limit
         if policy is None or not verdict.transient or over:
             raise exc
-        call.tries.started = call.started()
+        call.attempts.count = call.started()
         retrying = Retrying(
             call.op.name, policy, self._budget, None if self._observer is None else self._emit
         )
         deadline = min(call.until, call.total, anyio.current_effective_deadline())
         try:
-            return retrying.delay(call.tries, exc, verdict, "transaction", deadline)
+            return retrying.delay(call.attempts, exc, verdict, "transaction", deadline)
         except RetriesExhausted as gave_up:
             _explain(gave_up, verdict)
             raise
@@ -425,7 +425,7 @@ class Engine:
                 raise _DeadlineOver(by_server=True) from exc
             raise
 
-    def _session(self, call: _Call, conn: Connection, record: Record | None) -> Session:
+    def _session(self, call: _Call, conn: Connection, record: CommitRecord | None) -> Session:
         begin = call.begin
         if begin is not None and record is not None:
             begin = sql.join(begin, record.opening())
@@ -437,10 +437,10 @@ class Engine:
             observer=self._observer,
             overrides=self._overrides,
             budget=self._budget,
-            tries=call.nodes,
+            attempts=call.nodes,
             readonly=call.readonly,
         )
-        session.careful = call.careful
+        session.constraints_immediate = call.constraints_immediate
         session.total = call.total
         return session
 
@@ -463,7 +463,7 @@ class Engine:
 
     # --- COMMIT in doubt
 
-    def _record_for(self, call: _Call) -> Record | None:
+    def _record_for(self, call: _Call) -> CommitRecord | None:
         if call.record is not None or not call.resolve:
             return call.record
         return self._tokens.record() if self._tokens is not None else XidRecord()
@@ -473,7 +473,9 @@ class Engine:
         if self._observer is not None:
             self._emit(events.CommitInDoubt(operation=name))
 
-    async def _in_doubt(self, call: _Call, record: Record | None, doubt: CommitUnknown, result: Any) -> Any:
+    async def _in_doubt(
+        self, call: _Call, record: CommitRecord | None, doubt: CommitUnknown, result: Any
+    ) -> Any:
         """Settle it, where that was asked for.
 
         The result if it is committed, `NotCommitted` if not, else `doubt`.
@@ -485,10 +487,10 @@ class Engine:
         self._doubt(call.op.name)
         if not call.resolve or record is None:
             raise doubt
-        until = min(call.until, anyio.current_time() + _SETTLE_SECONDS)
-        outcome = await settle(record, self._capacity, until, self._overrides)
+        until = min(call.until, anyio.current_time() + _RESOLVE_SECONDS)
+        outcome = await resolve(record, self._capacity, until, self._overrides)
         if self._observer is not None:
-            self._emit(events.CommitSettled(operation=call.op.name, outcome=outcome.value))
+            self._emit(events.CommitResolved(operation=call.op.name, outcome=outcome.value))
         if outcome is Outcome.COMMITTED:
             self._counters.commits_found_committed += 1
             return result

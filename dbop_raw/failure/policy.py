@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from dbop_raw.failure.errors import PolicyError
 
-__all__ = ["RetryBudget", "RetryPolicy", "Tries", "positive_seconds"]
+__all__ = ["Attempts", "RetryBudget", "RetryPolicy", "positive_seconds"]
 
 # 2 ** 1024 overflows a float; no delay grows for so long anyway.
 _LARGEST_EXPONENT = 1000
@@ -89,12 +89,12 @@ class RetryPolicy:
 
 
 @dataclass(slots=True)
-class Tries:
+class Attempts:
     """How many times one body has started, and since when: shared by every level that may start it again."""
 
     since: float
     """The clock's reading (seconds) at the first start."""
-    started: int = 0
+    count: int = 0
 
 
 @dataclass(slots=True, kw_only=True)

@@ -23,7 +23,7 @@ _WARNINGS: tuple[type[Event], ...] = (
     events.PoolExpired,
     events.RetryRefused,
     events.CommitInDoubt,
-    events.CommitSettled,
+    events.CommitResolved,
 )
 
 

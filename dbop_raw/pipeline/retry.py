@@ -16,7 +16,7 @@ import anyio
 from dbop_raw.driver.connection import GRACE_SECONDS
 from dbop_raw.events import Event, Retried, RetryRefused
 from dbop_raw.failure.errors import OperationTimeout, PolicyError, RetriesExhausted
-from dbop_raw.failure.policy import RetryBudget, RetryPolicy, Tries
+from dbop_raw.failure.policy import Attempts, RetryBudget, RetryPolicy
 from dbop_raw.failure.sqlstate import Repair, Verdict
 from dbop_raw.pipeline.operation import AnyOperation, Operation, to_operation
 from dbop_raw.session.scope import Scope
@@ -45,16 +45,18 @@ class Retrying:
     budget: RetryBudget | None = None
     emit: Callable[[Event], None] | None = None
 
-    def delay(self, tries: Tries, exc: Exception, verdict: Verdict, level: str, deadline: float) -> float:
+    def delay(
+        self, attempts: Attempts, exc: Exception, verdict: Verdict, level: str, deadline: float
+    ) -> float:
         """Seconds to wait before the next start after the transient failure `exc`.
 
         `deadline` is in the event loop's time. Raises `RetriesExhausted` from `exc` when there is to be no
         other start.
         """
-        elapsed = anyio.current_time() - tries.since
-        delay = self.policy.delay(tries.started, random.random)
+        elapsed = anyio.current_time() - attempts.since
+        delay = self.policy.delay(attempts.count, random.random)
         reason = None
-        if tries.started >= self.policy.attempts:
+        if attempts.count >= self.policy.attempts:
             reason = "attempts"
         elif -math.inf < deadline <= anyio.current_time() + delay:
             # -inf: the caller is cancelled. That is no lack of time, and the wait that follows will raise it.
@@ -69,18 +71,18 @@ class Retrying:
                     RetryRefused(
                         operation=self.name,
                         reason=reason,
-                        started=tries.started,
+                        attempts=attempts.count,
                         sqlstate=verdict.sqlstate,
                         condition=verdict.condition,
                     )
                 )
-            raise RetriesExhausted(attempts=tries.started, elapsed=elapsed, reason=reason) from exc
+            raise RetriesExhausted(attempts=attempts.count, elapsed=elapsed, reason=reason) from exc
         if self.emit is not None:
             self.emit(
                 Retried(
                     operation=self.name,
                     level=level,
-                    started=tries.started,
+                    attempts=attempts.count,
                     delay=delay,
                     sqlstate=verdict.sqlstate,
                     condition=verdict.condition,
@@ -107,19 +109,19 @@ class Retry:
 
         async def step(scope: Scope) -> T:
             run = self._from_savepoint if scope.transactional else self._in_place
-            return await run(inner, scope, scope.tries_of(key))
+            return await run(inner, scope, scope.attempts_of(key))
 
         return Operation(step, inner.name, self.policy, f"{self!r}({inner!r})", key)
 
     def _retrying(self, inner: Operation[T], scope: Scope) -> Retrying:
         return Retrying(inner.name, self.policy, scope.budget, None if scope.observer is None else scope.emit)
 
-    async def _from_savepoint(self, inner: Operation[T], scope: Scope, tries: Tries) -> T:
+    async def _from_savepoint(self, inner: Operation[T], scope: Scope, attempts: Attempts) -> T:
         scope.savepoint()
         calls = dict(scope.calls)
         try:
             while True:
-                tries.started += 1
+                attempts.count += 1
                 try:
                     result = await inner.step(scope)
                     break
@@ -130,7 +132,7 @@ class Retry:
                         # count.
                         raise
                     deadline = anyio.current_effective_deadline()
-                    delay = self._retrying(inner, scope).delay(tries, exc, verdict, "savepoint", deadline)
+                    delay = self._retrying(inner, scope).delay(attempts, exc, verdict, "savepoint", deadline)
                     scope.retries += 1
                     scope.calls = dict(calls)
                     scope.rollback_to()
@@ -145,10 +147,10 @@ class Retry:
         scope.release()
         return result
 
-    async def _in_place(self, inner: Operation[T], scope: Scope, tries: Tries) -> T:
+    async def _in_place(self, inner: Operation[T], scope: Scope, attempts: Attempts) -> T:
         """Without a transaction a failed statement has undone itself: the same connection can try again."""
         while True:
-            tries.started += 1
+            attempts.count += 1
             try:
                 return await inner.step(scope)
             except Exception as exc:
@@ -159,7 +161,7 @@ class Retry:
                     # nothing may be repeated.
                     raise
                 deadline = anyio.current_effective_deadline()
-                delay = self._retrying(inner, scope).delay(tries, exc, verdict, "statement", deadline)
+                delay = self._retrying(inner, scope).delay(attempts, exc, verdict, "statement", deadline)
                 scope.retries += 1
                 await anyio.sleep(delay)
 

@@ -23,7 +23,7 @@ from dbop_raw.driver.underway import now
 from dbop_raw.events import Event, Observer, notify
 from dbop_raw.failure.classify import classify
 from dbop_raw.failure.errors import RollbackFailed, TransactionMisuse
-from dbop_raw.failure.policy import RetryBudget, Tries
+from dbop_raw.failure.policy import Attempts, RetryBudget
 from dbop_raw.failure.sqlstate import Repair, Rule, Verdict
 
 __all__ = ["Scope", "name_of", "register", "scope_of", "unregister"]
@@ -64,11 +64,12 @@ class Scope:
         "_pending",
         "_released",
         "_saved",
+        "attempts",
         "budget",
         "calls",
-        "careful",
         "check_at_commit",
         "conn",
+        "constraints_immediate",
         "continues",
         "observer",
         "overrides",
@@ -76,7 +77,6 @@ class Scope:
         "retries",
         "total",
         "transactional",
-        "tries",
         "until",
         "want",
     )
@@ -90,7 +90,7 @@ class Scope:
         observer: Observer | None = None,
         overrides: Mapping[str, Rule] | None = None,
         budget: RetryBudget | None = None,
-        tries: dict[object, Tries] | None = None,
+        attempts: dict[object, Attempts] | None = None,
         readonly: bool = False,
     ) -> None:
         self.conn = conn
@@ -101,7 +101,7 @@ class Scope:
         self.readonly = readonly
         # By the key of the retrying operation; one dict serves all tries of a run, so that its levels count
         # together.
-        self.tries: dict[object, Tries] = {} if tries is None else tries
+        self.attempts: dict[object, Attempts] = {} if attempts is None else attempts
         # How often each retrying operation was called in this transaction: a second call counts for itself.
         self.calls: dict[object, int] = {}
         # Starts after the first, at any level inside this scope: for statistics.
@@ -112,7 +112,7 @@ class Scope:
         # Deferred constraints: is COMMIT trusted to check them for an operation that can blame an item, if
         # they are checked before? And has that been tried, and failed, so that this time they are?
         self.check_at_commit = False
-        self.careful = False
+        self.constraints_immediate = False
         # The limits that the next body is to run under; None: the session's own.
         self.want: sql.Limits | None = None
         # The event loop's time at which the tightest timeout or deadline of ours runs out.
@@ -145,7 +145,7 @@ class Scope:
             return replace(verdict, repair=Repair.NEVER, evict=False)
         return verdict
 
-    def tries_of(self, key: object) -> Tries:
+    def attempts_of(self, key: object) -> Attempts:
         """How often the body of `key` has started in this run, whatever the level that started it.
 
         One more call in the same transaction counts for itself; the same in the next transaction goes on.
@@ -154,9 +154,9 @@ class Scope:
         self.calls[key] = call + 1
         if call:
             key = (key, call)
-        found = self.tries.get(key)
+        found = self.attempts.get(key)
         if found is None:
-            found = self.tries[key] = Tries(since=now())
+            found = self.attempts[key] = Attempts(since=now())
         return found
 
     # --- control SQL: gathered here, sent by flush

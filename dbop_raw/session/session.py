@@ -20,10 +20,10 @@ import asyncpg
 
 from dbop_raw.driver import sql
 from dbop_raw.driver.connection import CLEANUP_SECONDS, GRACE_SECONDS, Connection, discard, is_gone
-from dbop_raw.driver.underway import Underway, now
+from dbop_raw.driver.underway import EagerCall, now
 from dbop_raw.events import Observer
 from dbop_raw.failure.errors import CommitUnknown, OperationTimeout, RollbackFailed, TransactionAborted
-from dbop_raw.failure.policy import RetryBudget, Tries
+from dbop_raw.failure.policy import Attempts, RetryBudget
 from dbop_raw.failure.sqlstate import Rule
 from dbop_raw.session.scope import Scope, register, unregister
 
@@ -53,7 +53,7 @@ class Session(Scope):
         observer: Observer | None = None,
         overrides: Mapping[str, Rule] | None = None,
         budget: RetryBudget | None = None,
-        tries: dict[object, Tries] | None = None,
+        attempts: dict[object, Attempts] | None = None,
         readonly: bool = False,
     ) -> None:
         super().__init__(
@@ -63,7 +63,7 @@ class Session(Scope):
             observer=observer,
             overrides=overrides,
             budget=budget,
-            tries=tries,
+            attempts=attempts,
             readonly=readonly,
         )
         self.name = name
@@ -164,7 +164,7 @@ class Session(Scope):
             return
         self.drop_pending()
         # Not simply awaited: asyncio's task.cancel() would cancel the COMMIT itself, whatever shields it.
-        answer: Underway[str] = Underway(self.conn.execute(sql.COMMIT))
+        answer: EagerCall[str] = EagerCall(self.conn.execute(sql.COMMIT))
         cancelled: BaseException | None = None
         try:
             await answer.wait(self._patience(looked_up_after))
@@ -187,7 +187,7 @@ class Session(Scope):
             return max(GRACE_SECONDS, min(looked_up_after, left / 2))
         return None if math.isinf(left) else left + GRACE_SECONDS
 
-    async def _await_answer(self, answer: Underway[str]) -> None:
+    async def _await_answer(self, answer: EagerCall[str]) -> None:
         """Wait on for a bounded time, though the caller is cancelled."""
         patience = self._patience()
         seconds = COMMIT_SECONDS if patience is None else min(COMMIT_SECONDS, patience)
@@ -198,14 +198,14 @@ class Session(Scope):
             # Cancelled twice: whoever does that wants out now, and the connection can't be kept.
             discard(self.conn)
 
-    async def _give_up(self, answer: Underway[str]) -> None:
+    async def _give_up(self, answer: EagerCall[str]) -> None:
         """No answer came: the connection is worthless, and the outcome unknown."""
         discard(self.conn)
         with anyio.CancelScope(shield=True):
             await answer.wait(GRACE_SECONDS)
         answer.give_up()
 
-    def _judge(self, answer: Underway[str]) -> None:
+    def _judge(self, answer: EagerCall[str]) -> None:
         try:
             tag = answer.result()
         except asyncio.CancelledError:

@@ -109,7 +109,7 @@ class World:
         return [event for event in self.seen if type(event) is kind]
 
     def outcomes(self) -> list[str]:
-        return [event.outcome for event in self.of(events.CommitSettled)]
+        return [event.outcome for event in self.of(events.CommitResolved)]
 
 
 @pytest.fixture

@@ -997,7 +997,7 @@ async def test_a_run_tells_of_connection_and_commit(single: asyncpg.Pool) -> Non
     assert isinstance(acquired, events.Acquired)
     assert acquired.waited >= 0
     assert isinstance(committed, events.Committed)
-    assert (committed.operation, committed.started) == ("insert", 1)
+    assert (committed.operation, committed.attempts) == ("insert", 1)
     assert committed.seconds > 0
 
 
@@ -1020,13 +1020,13 @@ async def test_a_retry_tells_of_each_new_start_and_of_giving_up(single: asyncpg.
     engine = Engine(single, observer=seen)
     with pytest.raises(RetriesExhausted):
         await engine.run(raising("40001"), retry=QUICK)
-    assert [(e.level, e.started, e.sqlstate, e.condition) for e in seen.of(events.Retried)] == [
+    assert [(e.level, e.attempts, e.sqlstate, e.condition) for e in seen.of(events.Retried)] == [
         ("transaction", 1, "40001", "serialization_failure"),
         ("transaction", 2, "40001", "serialization_failure"),
     ]
     assert all(0 <= e.delay <= 0.01 for e in seen.of(events.Retried))
     (refused,) = seen.of(events.RetryRefused)
-    assert (refused.reason, refused.started, refused.sqlstate) == ("attempts", 3, "40001")
+    assert (refused.reason, refused.attempts, refused.sqlstate) == ("attempts", 3, "40001")
     assert len(seen.of(events.RolledBack)) == 3
 
 

@@ -5,7 +5,7 @@ import asyncio
 import anyio
 import pytest
 
-from dbop_raw.driver.underway import Underway, meanwhile, now
+from dbop_raw.driver.underway import EagerCall, now, overlap
 
 pytestmark = pytest.mark.anyio
 
@@ -35,7 +35,7 @@ def never() -> asyncio.Future[str]:
 
 
 async def test_what_needs_no_waiting_is_done_when_it_is_made() -> None:
-    command = Underway(at_once("yes"))
+    command = EagerCall(at_once("yes"))
     assert command.done
     assert command.result() == "yes"
     assert await command == "yes"
@@ -43,7 +43,7 @@ async def test_what_needs_no_waiting_is_done_when_it_is_made() -> None:
 
 async def test_it_starts_before_anybody_waits() -> None:
     log: list[str] = []
-    command = Underway(answer(later("yes"), log))
+    command = EagerCall(answer(later("yes"), log))
     assert log == ["started"]
     assert not command.done
     with pytest.raises(asyncio.InvalidStateError):
@@ -57,8 +57,8 @@ async def test_what_it_raises_is_raised_by_whoever_asks() -> None:
         raise ValueError("no")
 
     with pytest.raises(ValueError, match="no"):
-        await Underway(fails())
-    command = Underway(fails())
+        await EagerCall(fails())
+    command = EagerCall(fails())
     await command.wait(None)
     with pytest.raises(ValueError, match="no"):
         command.result()
@@ -70,8 +70,8 @@ async def test_a_command_that_yields_to_the_loop_goes_on() -> None:
             await asyncio.sleep(0)
         return await later("yes")
 
-    assert await Underway(patient()) == "yes"
-    command = Underway(patient())
+    assert await EagerCall(patient()) == "yes"
+    command = EagerCall(patient())
     await command.wait(1)
     assert command.result() == "yes"
 
@@ -79,7 +79,7 @@ async def test_a_command_that_yields_to_the_loop_goes_on() -> None:
 async def test_awaiting_hands_a_cancellation_to_the_command() -> None:
     log: list[str] = []
     with anyio.move_on_after(0.01) as scope:
-        await Underway(answer(never(), log))
+        await EagerCall(answer(never(), log))
     assert scope.cancelled_caught
     assert log == ["started", "cancelled"]
 
@@ -87,7 +87,7 @@ async def test_awaiting_hands_a_cancellation_to_the_command() -> None:
 async def test_waiting_keeps_a_cancellation_from_the_command() -> None:
     log: list[str] = []
     future = never()
-    command = Underway(answer(future, log))
+    command = EagerCall(answer(future, log))
     with anyio.move_on_after(0.01) as scope:
         await command.wait(None)
     assert scope.cancelled_caught
@@ -100,7 +100,7 @@ async def test_waiting_keeps_a_cancellation_from_the_command() -> None:
 
 async def test_a_native_cancellation_does_not_reach_it_either() -> None:
     log: list[str] = []
-    command = Underway(answer(later("yes"), log))
+    command = EagerCall(answer(later("yes"), log))
     task = asyncio.ensure_future(command.wait(None))
     await asyncio.sleep(0)
     task.cancel()
@@ -112,7 +112,7 @@ async def test_a_native_cancellation_does_not_reach_it_either() -> None:
 
 
 async def test_waiting_is_bounded() -> None:
-    command = Underway(answer(never(), []))
+    command = EagerCall(answer(never(), []))
     started = now()
     await command.wait(0.01)
     assert not command.done
@@ -122,7 +122,7 @@ async def test_waiting_is_bounded() -> None:
 
 async def test_giving_up_ends_it_as_a_cancellation_does() -> None:
     log: list[str] = []
-    command = Underway(answer(never(), log))
+    command = EagerCall(answer(never(), log))
     command.give_up()
     assert command.done
     assert log == ["started", "cancelled"]
@@ -138,7 +138,7 @@ async def test_a_command_may_answer_a_cancellation_with_a_result() -> None:
             return "cleaned up"
         return "slept"
 
-    command = Underway(stubborn())
+    command = EagerCall(stubborn())
     command.give_up()
     assert command.result() == "cleaned up"
 
@@ -150,7 +150,7 @@ async def test_the_time_that_a_command_takes_is_used() -> None:
         log.append("worked")
         return 7
 
-    assert await meanwhile(answer(later("yes"), log), work) == ("yes", 7)
+    assert await overlap(answer(later("yes"), log), work) == ("yes", 7)
     assert log == ["started", "worked"]
 
 
@@ -164,7 +164,7 @@ async def test_a_command_is_waited_for_whatever_the_work_raises() -> None:
         raise ValueError("no")
 
     with pytest.raises(ValueError, match="no"):
-        await meanwhile(command(), work)
+        await overlap(command(), work)
     assert answered == ["yes"]
 
 
@@ -177,7 +177,7 @@ async def test_what_the_command_raises_counts_more_than_what_the_work_does() -> 
         raise ValueError("no")
 
     with pytest.raises(ConnectionError, match="lost") as raised:
-        await meanwhile(command(), work)
+        await overlap(command(), work)
     assert isinstance(raised.value.__context__, ValueError)
 
 
