@@ -15,13 +15,13 @@ from dbop_raw.batching.inserver import Unsupported
 from dbop_raw.batching.spans import Memory, Spans, Step
 from dbop_raw.batching.writers import WriteFailed, Writer
 from dbop_raw.driver import sql
-from dbop_raw.driver.connection import GRACE_SECONDS
 from dbop_raw.events import BatchFinished, ItemFailed
 from dbop_raw.failure.errors import OperationTimeout, PolicyError, RetriesExhausted, SkipLimitExceeded
 from dbop_raw.failure.policy import Attempts, RetryPolicy
 from dbop_raw.failure.sqlstate import Repair, Verdict
 from dbop_raw.pipeline.operation import Operation
-from dbop_raw.pipeline.retry import Retrying, check_policy
+from dbop_raw.pipeline.retry import check_policy, delay_before_retry
+from dbop_raw.session.frame import Frame
 from dbop_raw.session.scope import Scope
 
 __all__ = ["Batch", "BatchResult", "Failed", "batch"]
@@ -93,10 +93,11 @@ class Batch(Generic[Item, R]):
             # Spans of it are cut out, and not every sequence can do that (a deque can't).
             items = list(items)
 
-        async def step(scope: Scope) -> BatchResult[Item, R]:
-            return await _Writing(
-                self._writer, items, scope, self._policy, self._skip_limit, self._memory
-            ).run()
+        async def step(scope: Scope, frame: Frame) -> BatchResult[Item, R]:
+            with scope.running(frame if frame.more_follows else frame._replace(more_follows=True)):
+                return await _Writing(
+                    self._writer, items, scope, self._policy, self._skip_limit, self._memory
+                ).run(last=not frame.more_follows)
 
         return Operation(step, self._name, self._policy, f"{self!r}(<{len(items)} items>)")
 
@@ -164,7 +165,7 @@ class _Writing(Generic[Item, R]):
         # Constraints are checked at once, so a row that refers to a later one is refused for now.
         self._early = False
 
-    async def run(self) -> BatchResult[Item, R]:
+    async def run(self, *, last: bool) -> BatchResult[Item, R]:
         """All of it, inside the transaction that the scope is in."""
         scope = self._scope
         if not scope.transactional:
@@ -173,26 +174,22 @@ class _Writing(Generic[Item, R]):
                 "engine.transaction()"
             )
             raise PolicyError(message)
-        continues, scope.continues = scope.continues, True
-        try:
-            if self._items:
-                await self._write_all(last=not continues)
-        finally:
-            scope.continues = continues
+        if self._items:
+            await self._write_all(last=last)
         return self._result()
 
     def _result(self) -> BatchResult[Item, R]:
         total, failed, scope = len(self._items), len(self._failed), self._scope
         retries = scope.retries - self._retries_before
-        if scope.observer is not None:
+        if scope.settings.observer is not None:
             name = self._writer.name
             # Now, and not when it was set aside: an item may have been written after all.
             for one in sorted(self._failed.values(), key=lambda one: one.index):
                 said = one.verdict
-                scope.emit(
+                scope.settings.emit(
                     ItemFailed(writer=name, index=one.index, sqlstate=said.sqlstate, condition=said.condition)
                 )
-            scope.emit(
+            scope.settings.emit(
                 BatchFinished(
                     writer=name, total=total, written=total - failed, failed=failed, retries=retries
                 )
@@ -220,21 +217,21 @@ class _Writing(Generic[Item, R]):
                 else self._write_spans(range(len(self._items)))
             )
             return
-        scope.savepoint()
+        scope.control.savepoint()
         try:
             await self._write_spans(range(len(self._items)))
             if not await self._check_deferred():
-                scope.rollback_to()
+                scope.control.rollback_to()
                 self._failed.clear()
                 await self._carefully()
         except BaseException:
-            scope.abandon()
+            scope.control.abandon()
             raise
-        scope.release()
+        scope.control.release()
 
     async def _carefully(self) -> None:
         """From here to the transaction's end each statement checks all constraints, so errors name items."""
-        self._scope.push(sql.CHECK_DEFERRED)
+        self._scope.control.push(sql.CHECK_DEFERRED)
         # By itself: what was violated before this batch is raised here, and no item is blamed for it.
         await self._scope.flush()
         self._early = True
@@ -245,8 +242,8 @@ class _Writing(Generic[Item, R]):
 
     async def _check_deferred(self) -> bool:
         scope = self._scope
-        scope.savepoint()
-        scope.push(sql.CHECK_DEFERRED)
+        scope.control.savepoint()
+        scope.control.push(sql.CHECK_DEFERRED)
         try:
             await scope.flush()
         except Exception as exc:
@@ -255,7 +252,7 @@ class _Writing(Generic[Item, R]):
             return False
         finally:
             # Undone either way: what follows in this transaction may defer its own again.
-            scope.abandon()
+            scope.control.abandon()
         return True
 
     async def _second_chance(self) -> None:
@@ -291,7 +288,7 @@ class _Writing(Generic[Item, R]):
     async def _step(self, step: Step, view: Sequence[Item], indexes: Sequence[int]) -> None:
         """One span behind its savepoint, or BEGIN. What closes or undoes it is left for the next message."""
         scope, writer = self._scope, self._writer
-        scope.savepoint(or_begin=True)
+        scope.control.savepoint(or_begin=True)
         started = anyio.current_time()
         failed: WriteFailed | None = None
         try:
@@ -308,13 +305,13 @@ class _Writing(Generic[Item, R]):
                     for index, result in zip(range(step.lo, step.hi), results, strict=True):
                         self._results[indexes[index]] = result
         except WriteFailed as exc:
-            scope.abandon()
+            scope.control.abandon()
             failed = exc
         except BaseException:
-            scope.abandon()
+            scope.control.abandon()
             raise
         else:
-            scope.release()
+            scope.control.release()
         # Judged out here, so that what is raised carries no trace of our own signal.
         if failed is not None:
             await self._judge(step, failed, indexes)
@@ -337,7 +334,7 @@ class _Writing(Generic[Item, R]):
         ):
             raise error
         if isinstance(error, OperationTimeout) and not error.by_server:
-            await scope.repair(error, GRACE_SECONDS)
+            await scope.repair(error, seconds=scope.settings.bounds.grace)
         culprit = failed.index if step.hi - step.lo > 1 else step.lo
         if (
             verdict.repair is Repair.SAVEPOINT
@@ -365,11 +362,17 @@ class _Writing(Generic[Item, R]):
         attempts = self._strikes.setdefault(culprit, Attempts(since=anyio.current_time()))
         attempts.count += 1
         scope = self._scope
-        retrying = Retrying(
-            self._writer.name, self._policy, scope.budget, None if scope.observer is None else scope.emit
-        )
         try:
-            delay = retrying.delay(attempts, error, verdict, "savepoint", anyio.current_effective_deadline())
+            delay = delay_before_retry(
+                scope.settings,
+                self._writer.name,
+                self._policy,
+                attempts,
+                error,
+                verdict,
+                level="savepoint",
+                deadline=anyio.current_effective_deadline(),
+            )
         except RetriesExhausted:
             return False
         scope.retries += 1

@@ -296,12 +296,12 @@ class InServer:
         The server gets a piece at a time: while it is at work on one, the next is written as arguments, and
         the errors of the one before are rebuilt.
         """
-        if self._codes is None or self._codes_of is not scope.overrides:
-            self._codes, self._codes_of = _stop_codes(scope.overrides), scope.overrides
+        if self._codes is None or self._codes_of is not scope.settings.verdicts:
+            self._codes, self._codes_of = _stop_codes(scope.settings.verdicts), scope.settings.verdicts
         pieces = self._pieces(parts)
         # It travels with the savepoint's message, at no round trip of its own.
         for function in dict.fromkeys(piece.function for piece in pieces):
-            scope.push(function.ensure)
+            scope.control.push(function.ensure)
         failures: list[RowFailure] = []
         met: Sequence[Mapping[str, Any]] = ()
         at, seconds, warm = 0, 0.0, True

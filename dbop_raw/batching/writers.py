@@ -111,7 +111,7 @@ class Each(Generic[Item, R]):
         results: list[R] = []
         append, make_op = results.append, self.make_op
         outer = scope.attempts
-        if lo == 0 or scope.begins:
+        if lo == 0 or scope.control.begins:
             # What begins the transaction fails here, if it fails, and not as the first item.
             await scope.flush()
         try:
@@ -119,7 +119,7 @@ class Each(Generic[Item, R]):
                 # The starts of an item's own retry are counted for one run of that item only.
                 scope.attempts = {}
                 try:
-                    append(await to_operation(make_op(items[index])).step(scope))
+                    append(await to_operation(make_op(items[index])).step(scope, scope.frame))
                 except Exception as exc:
                     raise WriteFailed(index, exc) from exc
         finally:
@@ -328,17 +328,17 @@ class _Copy:
         apart = set(suspects)
         others = [place for place in range(len(rows)) if place not in apart]
         parts = [([rows[place] for place in places], n) for places, n in ((others, _BLOCK), (suspects, 1))]
-        scope.savepoint()
+        scope.control.savepoint()
         try:
             tried = await in_server.run(scope, *parts)
         except BaseException:
-            scope.abandon()
+            scope.control.abandon()
             raise
         if any(map(depends_on_order, tried.failures)):
-            scope.abandon()
+            scope.control.abandon()
             self._suspects[0].give_up()
             return None
-        scope.release()
+        scope.control.release()
         places = others + suspects
         failures = [RowFailure(places[one.index], one.error) for one in tried.failures]
         return Tried(sorted(failures, key=lambda one: one.index), tried.seconds)

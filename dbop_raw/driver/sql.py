@@ -18,20 +18,21 @@ __all__ = [
     "COMMIT",
     "ISOLATION_LEVELS",
     "ROLLBACK",
+    "UNLIMITED",
     "Isolation",
     "Limits",
     "begin",
     "identifier",
     "join",
+    "limits",
     "literal",
     "relation",
     "release",
-    "restore_limits",
     "rollback_to",
-    "save_limits",
     "savepoint",
     "server_milliseconds",
     "set_limits",
+    "track_limits",
 ]
 
 Isolation = Literal["read committed", "repeatable read", "serializable"]
@@ -118,33 +119,79 @@ def server_milliseconds(seconds: float) -> int | None:
     return int(min(max(milliseconds, 1), _LARGEST_MS))
 
 
-def set_limits(limits: Limits) -> str:
-    """SET LOCAL for the limits that are given; empty when none is."""
-    statement, lock = limits
+def limits(seconds: float, lock: int | None) -> Limits:
+    """Give the server's limits for a statement that has to be done in `seconds`, which may be infinite.
+
+    Args:
+        seconds: Until the client stops waiting; the server is told a little less.
+        lock: Milliseconds to wait for a lock, or None; never told longer than a statement may take.
+    """
+    statement = server_milliseconds(seconds)
+    if lock is not None and statement is not None:
+        lock = min(lock, statement)
+    return statement, lock
+
+
+UNLIMITED: Limits = (None, None)
+"""The server's own settings."""
+
+_SETTINGS = ("statement_timeout", "lock_timeout")
+
+
+def _capped(setting: str, milliseconds: int) -> str:
+    """SQL for a setting's text, lowered to `milliseconds` where it is longer or off (0).
+
+    A timeout's text is a number with a unit ('200ms', '5s'), which is how an interval is written too.
+    """
+    return (
+        f"CASE WHEN {setting} OPERATOR(pg_catalog.=) '0' THEN '{milliseconds}' "
+        f"ELSE LEAST({milliseconds}, (pg_catalog.date_part('epoch', {setting}::pg_catalog.interval) "
+        "OPERATOR(pg_catalog.*) 1000)::pg_catalog.int8)::pg_catalog.text END"
+    )
+
+
+def set_limits(wanted: Limits) -> str:
+    """SQL that lowers the settings to what is wanted, up to the transaction's end; empty where nothing is.
+
+    A shorter timeout of the session, the role or the user's own SET LOCAL stays as it is.
+    """
     parts = []
-    if statement is not None:
-        parts.append(f"SET LOCAL statement_timeout = {statement}")
-    if lock is not None:
-        parts.append(f"SET LOCAL lock_timeout = {lock}")
-    return join(*parts)
+    for name, value in zip(_SETTINGS, wanted, strict=True):
+        if value is not None:
+            new = _capped(f"pg_catalog.current_setting('{name}')", value)
+            parts.append(f"pg_catalog.set_config('{name}', {new}, true)")
+    return "SELECT " + ", ".join(parts) if parts else ""
 
 
-def save_limits() -> str:
-    """Keep the two settings as they are now, for `restore_limits` later in the same transaction."""
-    return (
-        "SELECT pg_catalog.set_config('dbop_raw.' OPERATOR(pg_catalog.||) n, "
-        "pg_catalog.current_setting(n), true) "
-        "FROM pg_catalog.unnest('{statement_timeout,lock_timeout}'::pg_catalog.text[]) AS n"
-    )
+def track_limits(wanted: Limits, had: Limits) -> str:
+    """`set_limits` for a transaction that goes on: the server keeps what there was, and can put it back.
 
+    Two settings of our own hold, for each timeout, the value before ours (`dbop_raw.base_…`) and ours
+    (`dbop_raw.own_…`). Where the value in force is not ours any more, somebody's own SET LOCAL came in
+    between: it is the new base, and outlives our limits.
 
-def restore_limits() -> str:
-    """Put back what `save_limits` kept."""
-    return (
-        "SELECT pg_catalog.set_config(n, "
-        "pg_catalog.current_setting('dbop_raw.' OPERATOR(pg_catalog.||) n), true) "
-        "FROM pg_catalog.unnest('{statement_timeout,lock_timeout}'::pg_catalog.text[]) AS n"
-    )
+    Args:
+        wanted: The limits from now on; None puts back what there was.
+        had: The limits of the message before: a setting that is neither wanted nor had is left alone.
+    """
+    statements = []
+    for name, value, before in zip(_SETTINGS, wanted, had, strict=True):
+        if value is None and before is None:
+            continue
+        new = "base" if value is None else _capped("base", value)
+        ours = f"pg_catalog.set_config('{name}', {new}, true)"
+        if value is None:
+            # Put back, so no value in force is ours.
+            ours = f"pg_catalog.substr({ours}, 1, 0)"
+        statements.append(
+            f"SELECT pg_catalog.set_config('dbop_raw.base_{name}', base, true), "
+            f"pg_catalog.set_config('dbop_raw.own_{name}', {ours}, true) "
+            "FROM (SELECT CASE WHEN now_is OPERATOR(pg_catalog.=) "
+            f"pg_catalog.current_setting('dbop_raw.own_{name}', true) "
+            f"THEN pg_catalog.current_setting('dbop_raw.base_{name}', true) ELSE now_is END AS base "
+            f"FROM (SELECT pg_catalog.current_setting('{name}') AS now_is OFFSET 0) AS s OFFSET 0) AS s"
+        )
+    return join(*statements)
 
 
 def identifier(name: str) -> str:

@@ -105,7 +105,7 @@ class EagerCall(Generic[T]):
                     return
             self._go_on()
 
-    def give_up(self) -> None:
+    def abandon(self) -> None:
         """Let the command end as if it was cancelled: nobody waits for it any more."""
         while not self.done:
             if asyncio.isfuture(self._pending):

@@ -18,21 +18,18 @@ import anyio
 import asyncpg
 
 from dbop_raw import events
-from dbop_raw.driver.connection import CLEANUP_SECONDS, GRACE_SECONDS, Connection, discard, is_gone
-from dbop_raw.driver.underway import EagerCall, now
+from dbop_raw.driver.connection import Connection, discard, is_gone
+from dbop_raw.driver.underway import EagerCall
 from dbop_raw.engine.stats import Counters, EngineStats
-from dbop_raw.events import Event, Observer
 from dbop_raw.failure.errors import AcquireTimeout, EngineClosed, EngineOverloaded, PolicyError
 from dbop_raw.failure.policy import positive_seconds
 from dbop_raw.failure.sqlstate import Repair, Verdict
+from dbop_raw.session.settings import Settings
 
 __all__ = ["Capacity", "Checkout"]
 
 # After these, no connection of the pool leads to the primary any more: the pool is expired, once.
 _PRIMARY_LOST = frozenset({"25006", "57P02"})
-
-# So long (seconds) a release may take even where no time is left: a server that is well resets at once.
-_RESET_SECONDS = 0.05
 
 _POOL_METHODS = ("acquire", "release", "get_size", "get_idle_size", "get_max_size", "expire_connections")
 
@@ -56,11 +53,11 @@ class Capacity:
     def __init__(
         self,
         pool: asyncpg.Pool,
+        settings: Settings,
         *,
         acquire_timeout: float,
         max_waiting: int | None,
         leak_after: float | None,
-        observer: Observer | None,
     ) -> None:
         for needed in _POOL_METHODS:
             if not callable(getattr(pool, needed, None)):
@@ -81,7 +78,7 @@ class Capacity:
         self._acquire_timeout = positive_seconds("acquire_timeout", acquire_timeout)
         self._max_waiting = max_waiting
         self._leak_after = None if leak_after is None else positive_seconds("leak_after", leak_after)
-        self._observer = observer
+        self.settings = settings
         self._held: set[Checkout] = set()
         # Counts the expiries: a connection from before one does not cause the next.
         self._generation = 0
@@ -105,7 +102,7 @@ class Capacity:
             raise EngineClosed
         if shed and self._max_waiting is not None:
             self._shed_if_full(self._max_waiting)
-        started = now()
+        started = self.settings.clock()
         self.counters.waiting += 1
         try:
             conn = await self._conn_by(started + self._acquire_timeout)
@@ -113,15 +110,15 @@ class Capacity:
             self.counters.waiting -= 1
             if self._ended is not None:
                 self._ended.set()
-        since = now()
+        since = self.settings.clock()
         if conn is None:
             raise self._timed_out(since - started)
         if self._cut:
             await self.release(Checkout(conn, self._generation, since))
             raise EngineClosed
         self.counters.acquired(since - started)
-        if self._observer is not None:
-            self._emit(events.Acquired(waited=since - started))
+        if self.settings.observer is not None:
+            self.settings.emit(events.Acquired(waited=since - started))
         checkout = Checkout(conn, self._generation, since)
         if self._leak_after is not None:
             self._watch(checkout, self._leak_after)
@@ -143,15 +140,15 @@ class Capacity:
         busy = pool.get_size() - pool.get_idle_size()
         if busy + waiting >= pool.get_max_size() + max_waiting:
             self.counters.shed += 1
-            if self._observer is not None:
-                self._emit(events.Shed(waiting=waiting))
+            if self.settings.observer is not None:
+                self.settings.emit(events.Shed(waiting=waiting))
             raise EngineOverloaded(waiting=waiting, max_waiting=max_waiting, max_size=pool.get_max_size())
 
     def _timed_out(self, waited: float) -> AcquireTimeout:
         pool, waiting = self._pool, self.counters.waiting
         self.counters.acquire_timeouts += 1
-        if self._observer is not None:
-            self._emit(events.AcquireTimedOut(waited=waited, waiting=waiting))
+        if self.settings.observer is not None:
+            self.settings.emit(events.AcquireTimedOut(waited=waited, waiting=waiting))
         return AcquireTimeout(
             seconds=self._acquire_timeout,
             size=pool.get_size(),
@@ -166,8 +163,8 @@ class Capacity:
         stack = "".join(f'  File "{at.filename}", line {at.lineno}, in {at.name}\n' for at in frames)
 
         def report() -> None:
-            if self._observer is not None:
-                self._emit(events.LeakSuspected(held=seconds, stack=stack))
+            if self.settings.observer is not None:
+                self.settings.emit(events.LeakSuspected(held=seconds, stack=stack))
             else:
                 message = (
                     f"a connection has been held for more than {seconds:g} s; it was taken here:\n{stack}"
@@ -176,18 +173,37 @@ class Capacity:
 
         checkout.timer = asyncio.get_running_loop().call_later(seconds, report)
 
-    async def give_back(
-        self, checkout: Checkout, verdict: Verdict, *, lost: bool, until: float = math.inf
+    async def release(
+        self,
+        checkout: Checkout,
+        deadline: float = math.inf,
+        *,
+        error: Verdict | None = None,
+        lost: bool = False,
     ) -> None:
-        """Release after an error: a `lost` connection is thrown away, and a lost primary expires the pool."""
-        if verdict.sqlstate in _PRIMARY_LOST and verdict.repair is Repair.CONNECTION:
-            await self._expire(checkout, verdict)
-        if lost or is_gone(checkout.conn):
-            self.counters.evicted += 1
-            if self._observer is not None:
-                self._emit(events.Evicted(sqlstate=verdict.sqlstate, condition=verdict.condition))
-            discard(checkout.conn)
-        await self.release(checkout, until)
+        """Give a connection back, shielded and bounded; or throw it away.
+
+        What can't be reset is thrown away by the pool, and is no error of the caller's.
+
+        Args:
+            checkout: What was acquired.
+            deadline: The event loop's time at which the run has to be over; the release is over the bound of
+                grace after that, whatever went before.
+            error: The verdict of what failed with it. A lost primary expires the pool.
+            lost: The connection is not to be used again.
+        """
+        if error is not None:
+            if error.sqlstate in _PRIMARY_LOST and error.repair is Repair.CONNECTION:
+                await self._expire(checkout, error)
+            if lost or is_gone(checkout.conn):
+                self._evict(checkout, error)
+        await self._to_pool(checkout, deadline)
+
+    def _evict(self, checkout: Checkout, error: Verdict) -> None:
+        self.counters.evicted += 1
+        if self.settings.observer is not None:
+            self.settings.emit(events.Evicted(sqlstate=error.sqlstate, condition=error.condition))
+        discard(checkout.conn)
 
     async def _expire(self, checkout: Checkout, verdict: Verdict) -> None:
         """Expire the pool once for each loss.
@@ -199,17 +215,12 @@ class Capacity:
         self._generation += 1
         with anyio.CancelScope(shield=True):
             await self._pool.expire_connections()
-        if self._observer is not None:
-            self._emit(events.PoolExpired(sqlstate=verdict.sqlstate))
+        if self.settings.observer is not None:
+            self.settings.emit(events.PoolExpired(sqlstate=verdict.sqlstate))
 
-    async def release(self, checkout: Checkout, until: float = math.inf) -> None:
-        """Give a connection back, shielded and bounded.
-
-        `until`: the run's deadline (the event loop's time); it is over `GRACE_SECONDS` after that, whatever
-        went before. What can't be reset is thrown away by the pool, and is no error of the caller's.
-        """
-        ended = now()
-        seconds = min(CLEANUP_SECONDS, max(_RESET_SECONDS, until + GRACE_SECONDS - ended))
+    async def _to_pool(self, checkout: Checkout, deadline: float) -> None:
+        bounds, ended = self.settings.bounds, self.settings.clock()
+        seconds = min(bounds.cleanup, max(bounds.reset, deadline + bounds.grace - ended))
         try:
             with anyio.CancelScope(shield=True):
                 await self._pool.release(checkout.conn, timeout=seconds)
@@ -250,7 +261,3 @@ class Capacity:
             idle=pool.get_idle_size(),
             in_use=len(self._held),
         )
-
-    def _emit(self, event: Event) -> None:
-        if self._observer is not None:
-            events.notify(self._observer, event)

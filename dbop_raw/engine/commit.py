@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import enum
 import uuid
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -27,9 +26,9 @@ from dbop_raw.engine.capacity import Capacity
 from dbop_raw.failure.classify import classify
 from dbop_raw.failure.errors import DbopError, EngineClosed, PolicyError
 from dbop_raw.failure.policy import positive_seconds
-from dbop_raw.failure.sqlstate import Repair, Rule
+from dbop_raw.failure.sqlstate import Repair
 
-__all__ = ["CommitRecord", "CommitTokens", "NotCommitted", "Outcome", "RowRecord", "XidRecord", "resolve"]
+__all__ = ["CommitRecord", "CommitTokens", "NotCommitted", "Resolution", "RowRecord", "XidRecord", "resolve"]
 
 # The pause (seconds) between two look-ups, while the server is not there or the transaction is still open.
 _PAUSE = 0.05
@@ -39,7 +38,7 @@ _PAUSE = 0.05
 _WAIT_MS = 500
 
 
-class Outcome(enum.Enum):
+class Resolution(enum.Enum):
     """What became of a COMMIT in doubt."""
 
     COMMITTED = "committed"
@@ -65,7 +64,7 @@ class CommitRecord(Protocol):
         """Read what the server reported of the opening; called just before COMMIT, with no I/O."""
         ...
 
-    async def look_up(self, conn: Connection) -> Outcome | None:
+    async def look_up(self, conn: Connection) -> Resolution | None:
         """Ask on another connection; None: not known yet, ask again."""
         ...
 
@@ -99,14 +98,14 @@ class RowRecord:
             and (self._schema is None or exc.schema_name == self._schema)
         )
 
-    async def look_up(self, conn: Connection) -> Outcome | None:
+    async def look_up(self, conn: Connection) -> Resolution | None:
         """Insert the same row: it waits for the transaction in doubt, then tells."""
         limits = sql.set_limits((2 * _WAIT_MS, _WAIT_MS))
         try:
             await conn.execute(sql.join("BEGIN", limits, self._insert))
         except asyncpg.UniqueViolationError as exc:
             await conn.execute(sql.ROLLBACK)
-            return Outcome.COMMITTED if self.is_duplicate(exc) else Outcome.UNKNOWN
+            return Resolution.COMMITTED if self.is_duplicate(exc) else Resolution.UNKNOWN
         except (asyncpg.QueryCanceledError, asyncpg.LockNotAvailableError):
             await conn.execute(sql.ROLLBACK)
             await conn.execute(
@@ -117,7 +116,7 @@ class RowRecord:
             )
             return None
         await conn.execute(sql.ROLLBACK)
-        return Outcome.ABORTED
+        return Resolution.ABORTED
 
 
 # One number for the incarnation of a server: equal only as long as its transaction ids mean the same
@@ -157,10 +156,10 @@ class XidRecord:
         if prefix == "dbop_raw" and incarnation and xid:
             self._incarnation, self._xid = int(incarnation), int(xid)
 
-    async def look_up(self, conn: Connection) -> Outcome | None:
+    async def look_up(self, conn: Connection) -> Resolution | None:
         """Ask `pg_xact_status`, if the server that answers is the one that gave the id."""
         if self._xid is None:
-            return Outcome.UNKNOWN
+            return Resolution.UNKNOWN
         if await conn.fetchval("SELECT pg_catalog.pg_is_in_recovery()"):
             return None
         row = await conn.fetchrow(
@@ -171,7 +170,7 @@ class XidRecord:
             str(self._xid),
         )
         if not row["same"]:
-            return Outcome.UNKNOWN
+            return Resolution.UNKNOWN
         if row["status"] == "in progress":
             await conn.execute(
                 "SELECT pg_catalog.pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity "
@@ -179,8 +178,8 @@ class XidRecord:
                 str(self._xid % 2**32),
             )
             return None
-        return {"committed": Outcome.COMMITTED, "aborted": Outcome.ABORTED}.get(
-            row["status"], Outcome.UNKNOWN
+        return {"committed": Resolution.COMMITTED, "aborted": Resolution.ABORTED}.get(
+            row["status"], Resolution.UNKNOWN
         )
 
 
@@ -239,43 +238,42 @@ class CommitTokens:
 _LONGEST_NAME = 63
 
 
-async def resolve(
-    record: CommitRecord, capacity: Capacity, until: float, overrides: Mapping[str, Rule] | None
-) -> Outcome:
-    """Ask until there is an answer, or until the event loop's time `until`.
+async def resolve(record: CommitRecord, capacity: Capacity, deadline: float) -> Resolution:
+    """Ask until there is an answer; a server that is not there yet is asked again.
 
-    A server that is not there yet is asked again.
+    Args:
+        record: What the transaction left behind.
+        capacity: Where a connection to ask on comes from.
+        deadline: The event loop's time at which it is given up: then the outcome is unknown.
     """
-    with anyio.CancelScope(deadline=until):
+    with anyio.CancelScope(deadline=deadline):
         while True:
-            outcome = await _ask(record, capacity, until, overrides)
-            if outcome is not None:
-                return outcome
+            answer = await _ask(record, capacity, deadline)
+            if answer is not None:
+                return answer
             await anyio.sleep(_PAUSE)
-    return Outcome.UNKNOWN
+    return Resolution.UNKNOWN
 
 
-async def _ask(
-    record: CommitRecord, capacity: Capacity, until: float, overrides: Mapping[str, Rule] | None
-) -> Outcome | None:
+async def _ask(record: CommitRecord, capacity: Capacity, deadline: float) -> Resolution | None:
     checkout = None
     try:
         # Not shed: the caller has been let in already.
         checkout = await capacity.acquire(shed=False)
-        outcome = await record.look_up(checkout.conn)
+        answer = await record.look_up(checkout.conn)
     except BaseException as exc:
-        verdict = classify(exc, overrides=overrides)
+        verdict = classify(exc, overrides=capacity.settings.verdicts)
         if checkout is not None:
-            await capacity.give_back(checkout, verdict, lost=True, until=until)
+            await capacity.release(checkout, deadline, error=verdict, lost=True)
         if not isinstance(exc, Exception):
             raise
         if isinstance(exc, EngineClosed):
             # Not raised: it says that nothing was sent, but a COMMIT was.
-            return Outcome.UNKNOWN
+            return Resolution.UNKNOWN
         # A permanent ERROR of the server (no such table, no such privilege) will not go away; all else may.
         permanent = (
             isinstance(exc, asyncpg.PostgresError) and verdict.repair is Repair.NEVER and not verdict.evict
         )
-        return Outcome.UNKNOWN if permanent else None
-    await capacity.release(checkout, until)
-    return outcome
+        return Resolution.UNKNOWN if permanent else None
+    await capacity.release(checkout, deadline)
+    return answer

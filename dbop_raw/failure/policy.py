@@ -11,9 +11,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from dbop_raw.failure.errors import PolicyError
+from dbop_raw.failure.errors import PolicyError, RetriesExhausted
 
-__all__ = ["Attempts", "RetryBudget", "RetryPolicy", "positive_seconds"]
+__all__ = ["Attempts", "RetryBudget", "RetryPolicy", "next_delay", "positive_seconds"]
 
 # 2 ** 1024 overflows a float; no delay grows for so long anyway.
 _LARGEST_EXPONENT = 1000
@@ -147,3 +147,43 @@ class RetryBudget:
             return False
         self.tokens -= cost
         return True
+
+
+def next_delay(
+    policy: RetryPolicy,
+    attempts: Attempts,
+    *,
+    now: float,
+    deadline: float,
+    rng: Callable[[], float],
+    budget: RetryBudget | None = None,
+    cost: float = 1.0,
+) -> float:
+    """Say how long to wait before a body starts again after a transient failure.
+
+    Args:
+        policy: How often, and the longest wait.
+        attempts: How often it has started, and since when.
+        now: The clock's reading in seconds.
+        deadline: The clock's reading by which the next start must have begun; -inf where the caller is
+            cancelled already: that is no lack of time, and the wait that follows will raise it.
+        rng: Gives a float in [0, 1).
+        budget: What the retry is charged to; None: nothing.
+        cost: The tokens that it takes.
+
+    Returns:
+        Seconds.
+
+    Raises:
+        RetriesExhausted: There is to be no other start; its `reason` says why.
+    """
+    delay = policy.delay(attempts.count, rng)
+    if attempts.count >= policy.attempts:
+        reason = "attempts"
+    elif -math.inf < deadline <= now + delay:
+        reason = "deadline"
+    elif budget is not None and not budget.withdraw(cost):
+        reason = "budget"
+    else:
+        return delay
+    raise RetriesExhausted(attempts=attempts.count, elapsed=now - attempts.since, reason=reason)

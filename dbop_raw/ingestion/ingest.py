@@ -26,6 +26,7 @@ from dbop_raw.ingestion.ledger import Ledger
 from dbop_raw.ingestion.rejects import Reject, RejectSink
 from dbop_raw.pipeline.operation import Operation, to_operation
 from dbop_raw.pipeline.retry import check_policy
+from dbop_raw.session.frame import Frame
 from dbop_raw.session.scope import Scope
 from dbop_raw.session.session import Session
 
@@ -334,7 +335,7 @@ class _Ingest(Generic[Item]):
 
     def _tell_end(self) -> IngestReport:
         report = self.tally.report()
-        observer = self.engine.observer
+        observer = self.engine.settings.observer
         if observer is not None:
             event = IngestFinished(
                 read=report.read,
@@ -387,14 +388,14 @@ class _Ingest(Generic[Item]):
         starts = 0
         last: tuple[Scope, BatchResult[Item, Any]] | None = None
 
-        async def step(scope: Scope) -> BatchResult[Item, Any]:
+        async def step(scope: Scope, frame: Frame) -> BatchResult[Item, Any]:
             nonlocal starts, last
             starts += 1
-            result = await to_operation(self.write(chunk.items)).step(scope)
+            result = await to_operation(self.write(chunk.items)).step(scope, frame)
             self._check_limit(chunk, result)
             if record is not None:
                 # Where no item reached the server, the chunk's row must all the same.
-                await scope.flush()
+                await scope.flush(frame)
                 await self._reject(chunk, [f for f in result.failed if f.index not in told])
                 told.update(failed.index for failed in result.failed)
             last = scope, result
@@ -469,7 +470,7 @@ class _Ingest(Generic[Item]):
                 await self.rejects.write(rejects)
 
     def _finished(self, chunk: _Chunk[Item], written: int, rejected: int, *, skipped: bool) -> None:
-        observer = self.engine.observer
+        observer = self.engine.settings.observer
         if observer is not None:
             event = ChunkFinished(
                 chunk=chunk.number, read=len(chunk.items), written=written, rejected=rejected, skipped=skipped

@@ -1,9 +1,9 @@
 """`Operation`, and how operations are joined: `operation`, `pipe`, `chain`.
 
-An operation is opening SQL, a body, and closing SQL. The combinators do not send their SQL: they leave it
-with the `Scope`, and the scope sends what has gathered as *one* message just before the next body runs. So
-BEGIN, SAVEPOINT and SET LOCAL cost one round trip together, the end of one span travels with the start of the
-next, and what COMMIT does anyway (releasing savepoints, ending SET LOCAL) is never sent.
+An operation is a step: a function of the `Scope` it runs in, which is the connection with its transaction,
+and of a `Frame`, which is what it has to keep. A combinator makes a step around a step. It sends nothing: it
+leaves its SQL with the scope, which sends what has gathered as *one* message just before the next body runs,
+and hands a narrower frame to the step inside.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any, Concatenate, Generic, ParamSpec, Protocol, TypeAlias, Ty
 
 from dbop_raw.driver.connection import Connection
 from dbop_raw.failure.policy import RetryPolicy
+from dbop_raw.session.frame import Frame
 from dbop_raw.session.scope import Scope, name_of, register, scope_of, unregister
 
 __all__ = [
@@ -45,7 +46,7 @@ class Operation(Generic[T_co]):
     transaction that the connection is in.
     """
 
-    step: Callable[[Scope], Awaitable[T_co]] = field(repr=False)
+    step: Callable[[Scope, Frame], Awaitable[T_co]] = field(repr=False)
     """How it runs in a scope: for the combinators, not for callers."""
     name: str
     """The body's name, for events and messages."""
@@ -67,7 +68,7 @@ class Operation(Generic[T_co]):
         scope = scope_of(conn)
         if scope is not None:
             return await scope.call(self.step)
-        scope = Scope(conn, transactional=conn.is_in_transaction())
+        scope = Scope(conn)
         register(scope)
         try:
             return await scope.call(self.step)
@@ -104,8 +105,8 @@ def to_operation(op: AnyOperation[T]) -> Operation[T]:
         _check_callable(op)
     function = op
 
-    async def step(scope: Scope) -> T:
-        return await scope.body(function)
+    async def step(scope: Scope, frame: Frame) -> T:
+        return await scope.body(function, frame)
 
     return Operation(step, name_of(function))
 
@@ -118,24 +119,21 @@ def _check_callable(op: object) -> None:
     if inspect.isawaitable(op):
         if inspect.iscoroutine(op):
             op.close()
-        message = (
+        raise TypeError(
             f"{_kind(op)} is an awaitable that exists already and can run only once: give the function "
             "itself, or `lambda conn: f(conn, …)`, so that it can be called with a connection, and again for "
             "a retry"
         )
-        raise TypeError(message)
     if isinstance(op, type) or not callable(op):
-        message = (
+        raise TypeError(
             f"{_kind(op)} is not an operation: give an async function that takes a connection, or what "
             "@operation makes"
         )
-        raise TypeError(message)
     if inspect.isgeneratorfunction(op) or inspect.isasyncgenfunction(op):
-        message = (
+        raise TypeError(
             f"{name_of(op)} is a generator function: an operation returns one result; collect the rows and "
             "return them"
         )
-        raise TypeError(message)
 
 
 def _plain_arguments(signature: inspect.Signature) -> tuple[int, int]:
@@ -163,8 +161,8 @@ def operation(function: Callable[Concatenate[Any, P], Awaitable[T]]) -> Callable
         if kwargs or not least <= len(args) <= most:
             signature.bind(None, *args, **kwargs)
 
-        async def step(scope: Scope) -> T:
-            return await scope.body(call)
+        async def step(scope: Scope, frame: Frame) -> T:
+            return await scope.body(call, frame)
 
         def call(conn: Connection) -> Awaitable[T]:
             return function(conn, *args, **kwargs)
@@ -200,8 +198,9 @@ def pipe(op: AnyOperation[T], *wrappers: Wrapper) -> Operation[T]:
     for wrapper in wrappers:
         wrapped = wrapper(result) if callable(wrapper) else None
         if not isinstance(wrapped, Operation):
-            message = f"{_kind(wrapper)} is not a wrapper: use timeout(…), retry(…), savepoint, or chain(…)"
-            raise TypeError(message)
+            raise TypeError(
+                f"{_kind(wrapper)} is not a wrapper: use timeout(…), retry(…), savepoint, or chain(…)"
+            )
         result = wrapped
     return result
 
@@ -210,6 +209,7 @@ def chain(*wrappers: Wrapper) -> Chain:
     """Name a list of wrappers, to use it again; it is applied as `pipe` applies them."""
     for wrapper in wrappers:
         if not callable(wrapper):
-            message = f"{_kind(wrapper)} is not a wrapper: use timeout(…), retry(…), savepoint, or chain(…)"
-            raise TypeError(message)
+            raise TypeError(
+                f"{_kind(wrapper)} is not a wrapper: use timeout(…), retry(…), savepoint, or chain(…)"
+            )
     return Chain(wrappers)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TypeVar
 
 from dbop_raw.pipeline.operation import AnyOperation, Operation, to_operation
+from dbop_raw.session.frame import Frame
 from dbop_raw.session.scope import Scope
 
 __all__ = ["savepoint"]
@@ -23,18 +24,19 @@ def savepoint(op: AnyOperation[T], /) -> Operation[T]:
     """
     inner = to_operation(op)
 
-    async def step(scope: Scope) -> T:
+    async def step(scope: Scope, frame: Frame) -> T:
         if not scope.transactional:
-            return await inner.step(scope)
-        scope.savepoint()
+            return await inner.step(scope, frame)
+        control = scope.control
+        control.savepoint()
         try:
-            result = await inner.step(scope)
+            result = await inner.step(scope, frame)
         except BaseException:
             # No await here, so that a cancellation can't come between: the SQL is sent by whoever goes on
             # with the transaction.
-            scope.abandon()
+            control.abandon()
             raise
-        scope.release()
+        control.release()
         return result
 
     return Operation(step, inner.name, inner.policy, f"savepoint({inner!r})", inner.key, inner.limit)

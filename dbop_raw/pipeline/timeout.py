@@ -1,7 +1,4 @@
-"""`timeout`.
-
-The client stops waiting, and the server is told a little earlier, so that the connection stays usable.
-"""
+"""`timeout`: the client stops waiting, and the server a little earlier, so the connection stays usable."""
 
 from __future__ import annotations
 
@@ -10,45 +7,19 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import anyio
-import asyncpg
 
-from dbop_raw.driver import sql
-from dbop_raw.driver.underway import now
 from dbop_raw.failure.errors import OperationTimeout
 from dbop_raw.failure.policy import positive_seconds
 from dbop_raw.pipeline.operation import AnyOperation, Operation, to_operation
-from dbop_raw.session.scope import Scope
+from dbop_raw.session.frame import Frame
+from dbop_raw.session.scope import Scope, cancelled_by_server
 
-__all__ = ["Timeout", "ended_by_server", "limits_within", "timeout"]
+__all__ = ["Timeout", "timeout"]
 
 T = TypeVar("T")
 
-# The server's clock and ours may disagree by so much (seconds) on how long a statement took.
-_CLOCK_SLACK = 0.005
-
-
-def limits_within(remaining: float, lock: float | None, outer: sql.Limits | None) -> sql.Limits:
-    """The server's limits for a scope that has `remaining` seconds.
-
-    Never longer than that, a lock wait never longer than a statement.
-    """
-    statement = sql.server_milliseconds(remaining)
-    wait = outer[1] if outer is not None else None
-    if lock is not None:
-        own = max(1, int(lock * 1000))
-        wait = own if wait is None else min(own, wait)
-    if wait is not None and statement is not None:
-        wait = min(wait, statement)
-    return statement, wait
-
-
-def ended_by_server(started: float, limits: sql.Limits) -> bool:
-    """Did the statement that was just cancelled run into `statement_timeout`?
-
-    57014 is also what pg_cancel_backend() gives; only the time tells them apart, for the text is translated.
-    """
-    statement = limits[0]
-    return statement is not None and anyio.current_time() - started >= statement / 1000 - _CLOCK_SLACK
+# Seconds after which a deadline that is about to run out has surely done so.
+_SURELY = 0.005
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -70,55 +41,69 @@ class Timeout:
         """`op`, ended after `seconds`."""
         inner = to_operation(op)
 
-        async def step(scope: Scope) -> T:
-            return await self._run(inner, scope)
+        async def step(scope: Scope, frame: Frame) -> T:
+            return await self._run(inner, scope, frame)
 
         limit = None if inner.policy is None else min(self.seconds, inner.limit or math.inf)
         return Operation(step, inner.name, inner.policy, f"{self!r}({inner!r})", inner.key, limit)
 
-    async def _run(self, inner: Operation[T], scope: Scope) -> T:
-        started = now()
-        outer_limits, outer_until = scope.want, scope.until
+    async def _run(self, inner: Operation[T], scope: Scope, outer: Frame) -> T:
+        started = scope.settings.clock()
         # Around a retry it is one limit for all its starts, in whatever transaction.
-        total = math.inf if inner.policy is None else scope.total
+        total = math.inf if inner.policy is None else outer.total
         with anyio.CancelScope(deadline=min(started + self.seconds, total)) as own:
             tightest = anyio.current_effective_deadline()
-            limits = limits_within(tightest - started, self.lock, outer_limits)
-            scope.want, scope.until = limits, min(outer_until, own.deadline)
+            frame = Frame(
+                min(outer.deadline, own.deadline),
+                tightest,
+                self._lock_within(outer),
+                outer.total,
+                outer.more_follows,
+            )
             try:
-                return await inner.step(scope)
-            except asyncpg.QueryCanceledError as exc:
-                if not ended_by_server(started, limits):
+                return await inner.step(scope, frame)
+            except Exception as exc:
+                if not (cancelled_by_server(exc) and scope.ended_by_server(frame)):
                     raise
                 if own.deadline <= tightest:
                     raise OperationTimeout(seconds=self.seconds, by_server=True) from exc
                 # The server ended it for the sake of a tighter deadline outside. One of ours says so itself;
                 # the caller's own is about to run out: let that one speak.
-                if outer_until > tightest:
-                    await anyio.sleep_until(tightest + _CLOCK_SLACK)
+                if outer.deadline > tightest:
+                    await anyio.sleep_until(tightest + _SURELY)
                 raise
-            finally:
-                scope.want, scope.until = outer_limits, outer_until
         raise OperationTimeout(seconds=self.seconds, by_server=False)
+
+    def _lock_within(self, outer: Frame) -> int | None:
+        """Milliseconds to wait for a lock: never 0, and never longer than the frame around allows."""
+        if self.lock is None:
+            return outer.lock
+        own = max(1, int(self.lock * 1000))
+        return own if outer.lock is None else min(own, outer.lock)
 
 
 def timeout(seconds: float, *, lock: float | None = None) -> Timeout:
     """End an operation after `seconds`.
 
     The client stops waiting then. The server is told a little less (5 %, at least 10 ms, at most 250 ms) as
-    `statement_timeout`, so that it ends the statement itself and the connection stays usable; never 0, and
-    never longer than the tightest enclosing deadline. With `lock` it is also told how many seconds to wait
-    for a lock (`lock_timeout`): running into that is the server's 55P03, which a retry repairs from its
-    savepoint.
-
-    Raises `OperationTimeout` only when this scope ran out: an outer cancellation stays a cancellation, and an
-    outer deadline speaks for itself. Outside of a transaction (`autocommit=True`) the server can't be told,
-    and only the client keeps the time.
+    `statement_timeout`, so that it ends the statement itself and the connection stays usable; never 0, never
+    longer than what is left of the tightest enclosing deadline when the statement is sent, and never longer
+    than what the session, the role or a SET LOCAL of the user's own allows already.
 
     `statement_timeout` counts for each statement, so a body of several may still be ended by the client; that
-    costs a cancel request.
+    costs a cancel request. Outside of a transaction (`autocommit=True`) the server can't be told, and only
+    the client keeps the time.
 
-    Raises `PolicyError` when a value is not a finite number above 0.
+    Args:
+        seconds: The longest that the operation may take, with what it waits for.
+        lock: Seconds that the server waits for a lock (`lock_timeout`). Running into that is the server's
+            55P03, which a retry repairs from its savepoint. None: as it is set there.
+
+    Raises:
+        PolicyError: A value is not a finite number above 0.
+
+    The operation it makes raises `OperationTimeout` only when this scope ran out: an outer cancellation stays
+    a cancellation, and an outer deadline speaks for itself.
     """
     return Timeout(
         positive_seconds("seconds", seconds), None if lock is None else positive_seconds("lock", lock)

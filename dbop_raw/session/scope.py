@@ -1,15 +1,17 @@
 """`Scope`: one connection in one transaction, as the combinators see it.
 
-Control SQL gathers here, and is sent as one message just before the next body runs; what went wrong is undone
-here, up to a savepoint. A body is run here, and an operation that a body calls finds its scope here.
+A scope is a control buffer (SQL that has gathered, sent as one message just before the next body), a registry
+of attempts, and frozen settings; what holds for one step comes as a `Frame`. A body is run here, what went
+wrong is undone here up to a savepoint, and an operation that a body calls finds its scope here.
 """
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
-import math
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from types import CoroutineType
 from typing import Any, TypeVar
@@ -17,18 +19,21 @@ from typing import Any, TypeVar
 import anyio
 import asyncpg
 
-from dbop_raw.driver import sql
-from dbop_raw.driver.connection import CLEANUP_SECONDS, GRACE_SECONDS, Connection, discard, is_gone
-from dbop_raw.driver.underway import now
-from dbop_raw.events import Event, Observer, notify
+from dbop_raw.driver.connection import Connection, discard, is_gone
 from dbop_raw.failure.classify import classify
 from dbop_raw.failure.errors import RollbackFailed, TransactionMisuse
-from dbop_raw.failure.policy import Attempts, RetryBudget
-from dbop_raw.failure.sqlstate import Repair, Rule, Verdict
+from dbop_raw.failure.policy import Attempts
+from dbop_raw.failure.sqlstate import Repair, Verdict
+from dbop_raw.session.control import ControlBuffer, State
+from dbop_raw.session.frame import OUTERMOST, Frame
+from dbop_raw.session.settings import DEFAULTS, Settings
 
-__all__ = ["Scope", "name_of", "register", "scope_of", "unregister"]
+__all__ = ["Scope", "cancelled_by_server", "name_of", "register", "scope_of", "unregister"]
 
 T = TypeVar("T")
+
+# The server's clock and ours may disagree by so much (seconds) on how long a statement took.
+_CLOCK_SLACK = 0.005
 
 # The scope that each connection in use belongs to, so that an operation called by a body joins the
 # transaction that body runs in. A scope holds its connection, so an id here can't be taken over by another
@@ -36,109 +41,71 @@ T = TypeVar("T")
 _scopes: dict[int, Scope] = {}
 
 
-@dataclass(slots=True, eq=False)
-class _Mark:
-    """An open savepoint, and the limits that were in force when it was set: ROLLBACK TO undoes SET LOCAL."""
-
-    depth: int
-    in_force: sql.Limits | None
-    saved: bool
-    root: bool = False
-    """It stands where the transaction begins: BEGIN does for it, and no subtransaction is needed."""
-    there: bool = True
-    """False: the server refused to set it, because the transaction had failed before."""
-
-
 class Scope:
-    """The state of one connection in one transaction, as the combinators see it: not shared, not reused.
+    """One connection in one transaction: not shared between tasks, not used again.
 
-    `transactional` is False where each statement is its own transaction: then no control SQL is sent at all.
+    Args:
+        conn: The connection.
+        settings: What the engine's parts share.
+        begin: The statement that begins the transaction, which is then ours to begin; None where each
+            statement is its own, or where somebody else may have begun one.
+        attempts: By the key of each retrying operation, how often its body has started in this run; one dict
+            serves all transactions of a run, so that its levels count together.
+        readonly: Was the transaction asked to be READ ONLY?
     """
 
     __slots__ = (
-        "_begin",
-        "_in_force",
-        "_marks",
-        "_must_send",
-        "_opened",
-        "_pending",
-        "_released",
-        "_saved",
+        "_innermost",
         "attempts",
-        "budget",
         "calls",
         "check_at_commit",
         "conn",
         "constraints_immediate",
-        "continues",
-        "observer",
-        "overrides",
+        "control",
+        "frame",
         "readonly",
         "retries",
-        "total",
-        "transactional",
-        "until",
-        "want",
+        "settings",
     )
 
     def __init__(
         self,
         conn: Connection,
+        settings: Settings = DEFAULTS,
         *,
-        transactional: bool,
         begin: str | None = None,
-        observer: Observer | None = None,
-        overrides: Mapping[str, Rule] | None = None,
-        budget: RetryBudget | None = None,
         attempts: dict[object, Attempts] | None = None,
         readonly: bool = False,
     ) -> None:
         self.conn = conn
-        self.transactional = transactional
-        self.observer = observer
-        self.overrides = overrides
-        self.budget = budget
+        self.settings = settings
+        self.control = ControlBuffer(begin)
         self.readonly = readonly
-        # By the key of the retrying operation; one dict serves all tries of a run, so that its levels count
-        # together.
         self.attempts: dict[object, Attempts] = {} if attempts is None else attempts
         # How often each retrying operation was called in this transaction: a second call counts for itself.
         self.calls: dict[object, int] = {}
         # Starts after the first, at any level inside this scope: for statistics.
         self.retries = 0
-        # May more SQL follow in this transaction after the operation that runs now? If so, limits must be put
-        # back.
-        self.continues = False
         # Deferred constraints: is COMMIT trusted to check them for an operation that can blame an item, if
         # they are checked before? And has that been tried, and failed, so that this time they are?
         self.check_at_commit = False
         self.constraints_immediate = False
-        # The limits that the next body is to run under; None: the session's own.
-        self.want: sql.Limits | None = None
-        # The event loop's time at which the tightest timeout or deadline of ours runs out.
-        self.until = math.inf
-        # The same for a timeout around the retry whose policy the run has taken for its own: one for all
-        # its transactions.
-        self.total = math.inf
-        self._in_force: sql.Limits | None = None
-        self._saved = False
-        # What begins the transaction, where that is for us to do.
-        self._begin = begin
-        self._pending: list[str] = [] if begin is None else [begin]
-        self._must_send = False
-        self._marks: list[_Mark] = []
-        # What the SQL that waits opens and releases.
-        self._opened: list[_Mark] = []
-        self._released: list[_Mark] = []
+        # What the code that runs now has to keep: a body, with the operations that it calls, or a batch.
+        self.frame = OUTERMOST
+        # The innermost operation that a body of this scope has called and that is not done.
+        self._innermost: _Call | None = None
 
-    def emit(self, event: Event) -> None:
-        """Tell the observer. Callers test `observer` first, so that no event is made for nobody."""
-        if self.observer is not None:
-            notify(self.observer, event)
+    @property
+    def transactional(self) -> bool:
+        """Is there a transaction, ours or one that was begun on the connection by other code?
+
+        Asked when it matters, since a body may begin one of its own where we have none.
+        """
+        return self.control.state is not State.NONE or bool(self.conn.is_in_transaction())
 
     def verdict(self, exc: BaseException) -> Verdict:
         """`classify` with this engine's own rows, and with what the connection's state adds."""
-        verdict = classify(exc, overrides=self.overrides, closed=is_gone(self.conn))
+        verdict = classify(exc, overrides=self.settings.verdicts, closed=is_gone(self.conn))
         if self.readonly and verdict.sqlstate == "25006":
             # The caller asked for READ ONLY and wrote all the same: no fail-over, and no other server would
             # let it.
@@ -146,7 +113,7 @@ class Scope:
         return verdict
 
     def attempts_of(self, key: object) -> Attempts:
-        """How often the body of `key` has started in this run, whatever the level that started it.
+        """Give the count of how often the body of `key` has started in this run, whatever the level.
 
         One more call in the same transaction counts for itself; the same in the next transaction goes on.
         """
@@ -156,154 +123,68 @@ class Scope:
             key = (key, call)
         found = self.attempts.get(key)
         if found is None:
-            found = self.attempts[key] = Attempts(since=now())
+            found = self.attempts[key] = Attempts(since=self.settings.clock())
         return found
 
-    # --- control SQL: gathered here, sent by flush
+    # --- messages
 
-    def push(self, statement: str) -> None:
-        """Leave `statement` to be sent before the next body."""
-        self._pending.append(statement)
+    async def flush(self, frame: Frame | None = None) -> None:
+        """Send what has gathered in one round trip; none where there is nothing.
 
-    @property
-    def pending(self) -> bool:
-        """Is there SQL that has not been sent?"""
-        return bool(self._pending)
-
-    @property
-    def must_send(self) -> bool:
-        """Is there SQL that COMMIT does not make needless: a ROLLBACK TO?"""
-        return self._must_send
-
-    def savepoint(self, *, or_begin: bool = False) -> None:
-        """Open a savepoint before the next body.
-
-        `or_begin`: none where nothing has been done since BEGIN, for ROLLBACK and BEGIN undo the same. That
-        spares the server a subtransaction, with a transaction id of its own; but what is tried again begins
-        a new transaction, with another time and snapshot.
+        Args:
+            frame: Whose limits the server is to keep from now on; None: those of the code that runs now.
         """
-        mark = _Mark(len(self._marks) + 1, self._in_force, self._saved, root=or_begin and self._at_begin)
-        if not mark.root:
-            self._pending.append(sql.savepoint(mark.depth))
-            self._opened.append(mark)
-        self._marks.append(mark)
-
-    @property
-    def _at_begin(self) -> bool:
-        """Is BEGIN the last that waits to be sent? Then nothing has been done since."""
-        return self._begin is not None and bool(self._pending) and self._pending[-1] is self._begin
-
-    @property
-    def begins(self) -> bool:
-        """Does what waits to be sent begin the transaction, for the first time or again?"""
-        return self._begin is not None and self._begin in self._pending
-
-    def rollback_to(self) -> None:
-        """Undo all since the newest savepoint, which stays open."""
-        mark = self._marks[-1]
-        if mark.there:
-            self._back_to(mark)
-
-    def _back_to(self, mark: _Mark) -> None:
-        if not mark.root:
-            self._pending.append(sql.rollback_to(mark.depth))
-        elif self._begin is not None and not self._at_begin:
-            self._pending += (sql.ROLLBACK, self._begin)
-        else:
+        frame = self.frame if frame is None else frame
+        control, now = self.control, self.settings.clock()
+        limited = self.transactional
+        if not control.waiting and not (limited and control.stale(frame, now)):
             return
-        self._in_force, self._saved = mark.in_force, mark.saved
-        self._must_send = True
-
-    def release(self) -> None:
-        """Close the newest savepoint, and keep what was done since."""
-        mark = self._marks.pop()
-        if mark.there:
-            self._release(mark)
-            self._released.append(mark)
-
-    def _release(self, mark: _Mark) -> None:
-        if not mark.root:
-            self._pending.append(sql.release(mark.depth))
-
-    def abandon(self) -> None:
-        """Undo all since the newest savepoint and close it: the depth is what it was before."""
-        self.rollback_to()
-        self.release()
-
-    def drop_pending(self) -> None:
-        """Forget what was not sent: the transaction is over, or never began."""
-        self._pending.clear()
-        self._opened, self._released = [], []
-        self._must_send = False
-
-    def _limits(self) -> str:
-        want, have = self.want, self._in_force
-        if want == have or not self.transactional:
-            return ""
-        statements = []
-        began = want is not None and any(
-            w is not None and (have is None or have[n] is None) for n, w in enumerate(want)
-        )
-        if began and self.continues and not self._saved:
-            statements.append(sql.save_limits())
-            self._saved = True
-        lowered = have is not None and (
-            want is None or any(w is None and h is not None for w, h in zip(want, have, strict=True))
-        )
-        if lowered and self._saved:
-            statements.append(sql.restore_limits())
-        if want is not None:
-            statements.append(sql.set_limits(want))
-        self._in_force = want
-        return sql.join(*filter(None, statements))
-
-    def take(self) -> str:
-        """All SQL that waits, and the limits where they change, as one message; empty when there is none."""
-        limits = self._limits()
-        if limits:
-            self._pending.append(limits)
-        message = sql.join(*self._pending)
-        self.drop_pending()
-        return message
-
-    async def flush(self) -> None:
-        """Send what has gathered, in one round trip; none where nothing has."""
-        if self._pending or self.want != self._in_force:
-            opened, released = self._opened, self._released
-            message = self.take()
-            if message:
-                try:
-                    await self.conn.execute(message)
-                except asyncpg.InFailedSQLTransactionError:
-                    self._nothing_done(opened, released)
-                    raise
-
-    def _nothing_done(self, opened: Sequence[_Mark], released: Sequence[_Mark]) -> None:
-        """A body swallowed an error, so the server refused a message from its first word on.
-
-        What the message was to open is not there, and what it was to release is: that is undone instead.
-        """
-        for mark in opened:
-            mark.there = False
-        kept = [mark for mark in released if mark.there]
-        if kept:
-            outermost = min(kept, key=lambda mark: mark.depth)
-            self._back_to(outermost)
-            self._release(outermost)
-
-    async def repair(self, original: BaseException, seconds: float = CLEANUP_SECONDS) -> None:
-        """Send what makes the transaction usable again after `original`: shielded, at most `seconds`.
-
-        Nor longer than `GRACE_SECONDS` after the tightest timeout or deadline of ours. A connection that
-        can't be cleaned is thrown away, and `RollbackFailed` is raised with both causes.
-        """
-        if not self._pending or is_gone(self.conn):
+        opened, released = control.marks_on_their_way()
+        message = control.take(frame, now, limited=limited)
+        if not message:
             return
-        now = anyio.current_time()
-        seconds = min(seconds, max(0.0, self.until - now) + GRACE_SECONDS)
+        try:
+            await self.conn.execute(message)
+        except asyncpg.InFailedSQLTransactionError:
+            control.nothing_done(opened, released)
+            raise
+
+    def ended_by_server(self, frame: Frame) -> bool:
+        """Did the statement that was just cancelled run into the timeout that was told for `frame`?
+
+        57014 is also what `pg_cancel_backend()` gives; only the time tells them apart, for the text is
+        translated.
+        """
+        told = self.control.told_last
+        return (
+            told is not None
+            and told.deadline == frame.server_deadline
+            and self.settings.clock() >= told.expires - _CLOCK_SLACK
+        )
+
+    async def repair(
+        self, original: BaseException, frame: Frame | None = None, seconds: float | None = None
+    ) -> None:
+        """Send what makes the transaction usable again after `original`: shielded and bounded.
+
+        Args:
+            original: The error that is undone.
+            frame: Of the code that goes on; None: of the code that runs now.
+            seconds: The longest it may take; None: the bound for clean-up. Never longer than the bound of
+                grace after the tightest timeout or deadline of ours.
+
+        Raises:
+            RollbackFailed: The connection could not be cleaned, and was thrown away.
+        """
+        if not self.control.waiting or is_gone(self.conn):
+            return
+        frame = self.frame if frame is None else frame
+        bounds, now = self.settings.bounds, self.settings.clock()
+        seconds = bounds.cleanup if seconds is None else seconds
+        seconds = min(seconds, max(0.0, frame.deadline - now) + bounds.grace)
         try:
             with anyio.CancelScope(shield=True, deadline=now + seconds) as limit:
-                await self.flush()
+                await self.flush(frame)
         except asyncpg.InvalidSavepointSpecificationError:
             # It was never set: its message was cancelled. The transaction has failed now, and can't be
             # committed.
@@ -321,55 +202,101 @@ class Scope:
 
     # --- bodies
 
-    async def body(self, function: Callable[[Any], Awaitable[T]]) -> T:
+    async def body(self, function: Callable[[Any], Awaitable[T]], frame: Frame) -> T:
         """Run user code: send what has gathered, then call it with the connection."""
-        if self._pending or self.want != self._in_force:
-            await self.flush()
+        control = self.control
+        if control.waiting or control.told is not None or frame.limited:
+            await self.flush(frame)
+        outer, self.frame = self.frame, frame
         try:
             awaitable = function(self.conn)
             if type(awaitable) is not CoroutineType and not inspect.isawaitable(awaitable):
-                message = (
+                raise TypeError(
                     f"{name_of(function)} returned {type(awaitable).__name__}, which can't be awaited: an "
-                    "operation is an "
-                    "async def, or returns the awaitable of one"
+                    "operation is an async def, or returns the awaitable of one"
                 )
-                raise TypeError(message)
             result = await awaitable
         except asyncpg.InterfaceError as exc:
-            if self.transactional and _raised_in(exc, "asyncpg.transaction"):
+            if self.control.state is not State.NONE and _raised_in(exc, "asyncpg.transaction"):
                 raise TransactionMisuse(_NO_DRIVER_TRANSACTION.format(name=name_of(function))) from exc
             raise
+        finally:
+            self.frame = outer
         self.check_open(function)
         return result
 
+    @contextlib.contextmanager
+    def running(self, frame: Frame) -> Iterator[None]:
+        """Mark code of ours that works like a body: what it sends, and what it calls, keeps `frame`."""
+        outer, self.frame = self.frame, frame
+        try:
+            yield
+        finally:
+            self.frame = outer
+
     def check_open(self, code: object) -> None:
-        """Raise `TransactionMisuse` when user code (a function, or its name) has ended the transaction."""
-        if self.transactional and not self.conn.is_in_transaction():
+        """Raise `TransactionMisuse` when user code (a function, or its name) has ended our transaction."""
+        if self.control.state is not State.NONE and not self.conn.is_in_transaction():
             name = code if isinstance(code, str) else name_of(code)
             raise TransactionMisuse(_ENDED_BY_BODY.format(name=name))
 
-    async def call(self, step: Callable[[Scope], Awaitable[T]]) -> T:
-        """Run an operation's `step` for a body.
+    async def call(self, step: Callable[[Scope, Frame], Awaitable[T]]) -> T:
+        """Run an operation's `step` for a body of this scope.
 
         More of that body follows, so nothing is left unsent and the limits are put back.
+
+        Raises:
+            TransactionMisuse: Another task has called an operation with the same connection, and it is not
+                done: the two would undo each other's work.
         """
-        continues, want = self.continues, self.want
-        self.continues = True
+        outer = self._innermost
+        if _caller_in(self) is not outer:
+            raise TransactionMisuse(_USED_BY_ANOTHER_TASK)
+        frame = self.frame
+        call = self._innermost = _Call(self, _calling.get())
+        token = _calling.set(call)
         try:
-            result = await step(self)
-            self.continues, self.want = continues, want
-            await self.flush()
+            result = await step(self, frame if frame.more_follows else frame._replace(more_follows=True))
+            await self.flush(frame)
         except BaseException as exc:
-            self.want = want
-            await self.repair(exc)
+            await self.repair(exc, frame)
             raise
         finally:
-            self.continues, self.want = continues, want
+            self._innermost = outer
+            _calling.reset(token)
         return result
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Call:
+    """An operation that a body has called; `parent` is the one whose body did, on whatever connection."""
+
+    scope: Scope
+    parent: _Call | None
+
+
+# The innermost call that the current task is in. A task that a body starts inherits it, and so may call
+# operations where the body could; a task beside it can't.
+_calling: ContextVar[_Call | None] = ContextVar("dbop_raw_calling", default=None)
+
+
+def _caller_in(scope: Scope) -> _Call | None:
+    """The innermost call of `scope` that the current task is in; None: it is in the run's own body."""
+    call = _calling.get()
+    while call is not None and call.scope is not scope:
+        call = call.parent
+    return call
+
+
+def cancelled_by_server(exc: BaseException) -> bool:
+    """Did the server cancel a statement, and nothing else fail? Of a group of errors, each has to be that."""
+    if isinstance(exc, BaseExceptionGroup):
+        return all(cancelled_by_server(leaf) for leaf in exc.exceptions)
+    return isinstance(exc, asyncpg.QueryCanceledError)
+
+
 def name_of(function: object) -> str:
-    """A readable name of anything that can be called."""
+    """Give a readable name of anything that can be called."""
     while isinstance(function, functools.partial):
         function = function.func
     # A function has the first, an operation the second.
@@ -379,23 +306,22 @@ def name_of(function: object) -> str:
 
 _NO_DRIVER_TRANSACTION = (
     "{name} called conn.transaction(), but it runs inside a transaction that dbop_raw began. For a nested "
-    "scope use "
-    "`await savepoint(op)(conn)`; for a transaction of its own give the operation to engine.run(); to write"
-    " plain code "
-    "with conn.transaction(), take a connection with the pool's own acquire()"
+    "scope use `await savepoint(op)(conn)`; for a transaction of its own give the operation to engine.run(); "
+    "to write plain code with conn.transaction(), take a connection with the pool's own acquire()"
 )
 _ENDED_BY_BODY = (
     "{name} ended the transaction itself (COMMIT, ROLLBACK or END in its SQL): the transaction belongs to "
-    "the scope that began it. "
-    "Take that statement out; raise an error to roll back; for a part that may fail use savepoint(op)"
+    "the scope that began it. Take that statement out; raise an error to roll back; for a part that may fail "
+    "use savepoint(op)"
+)
+_USED_BY_ANOTHER_TASK = (
+    "two tasks call operations with one connection at once: their savepoints would undo each other's work. "
+    "Await one after the other, or give each task a connection of its own with engine.run()"
 )
 
 
 def _raised_in(exc: BaseException, module: str) -> bool:
-    """Did the innermost Python frame of `exc` belong to `module`? Messages are no contract.
-
-    Where it was raised is.
-    """
+    """Did the innermost Python frame of `exc` belong to `module`? Messages are no contract; the place is."""
     trace = exc.__traceback__
     if trace is None:
         return False
@@ -415,5 +341,5 @@ def unregister(scope: Scope) -> None:
 
 
 def scope_of(conn: Connection) -> Scope | None:
-    """The scope that `conn` is used by now, if dbop_raw began it."""
+    """Give the scope that `conn` is used by now, if dbop_raw began it."""
     return _scopes.get(id(conn))

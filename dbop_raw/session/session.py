@@ -1,6 +1,4 @@
-"""One transaction on one connection.
-
-BEGIN, COMMIT and ROLLBACK as explicit SQL, and what happens when they go wrong.
+"""One transaction on one connection: BEGIN, COMMIT and ROLLBACK as explicit SQL, and what if they fail.
 
 What may never happen is here: a connection goes back to its pool inside a transaction; a COMMIT that answered
 ROLLBACK passes for done; a COMMIT whose answer was lost passes for done or for not done; a cancelled caller
@@ -10,103 +8,75 @@ leaves a COMMIT half known on a healthy server.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 import anyio
 import asyncpg
 
 from dbop_raw.driver import sql
-from dbop_raw.driver.connection import CLEANUP_SECONDS, GRACE_SECONDS, Connection, discard, is_gone
-from dbop_raw.driver.underway import EagerCall, now
-from dbop_raw.events import Observer
+from dbop_raw.driver.connection import Connection, discard, is_gone
+from dbop_raw.driver.underway import EagerCall
 from dbop_raw.failure.errors import CommitUnknown, OperationTimeout, RollbackFailed, TransactionAborted
-from dbop_raw.failure.policy import Attempts, RetryBudget
-from dbop_raw.failure.sqlstate import Rule
+from dbop_raw.failure.policy import Attempts
+from dbop_raw.session.frame import Frame
 from dbop_raw.session.scope import Scope, register, unregister
+from dbop_raw.session.settings import Settings
 
-__all__ = ["COMMIT_SECONDS", "Session"]
+__all__ = ["Session"]
 
 T = TypeVar("T")
-
-COMMIT_SECONDS = 5.0
-"""How long a cancelled caller waits for the answer to a COMMIT that is on its way."""
 
 # Codes by which a server says itself that it does not know the outcome.
 _OUTCOME_UNKNOWN = frozenset({"40003", "08007"})
 
 
 class Session(Scope):
-    """One transaction, or one autocommitted operation, on a connection that it does not own."""
+    """One transaction, or one autocommitted operation, on a connection that it does not own.
+
+    Args:
+        conn: The connection.
+        settings: What the engine's parts share.
+        begin: The statement that begins the transaction; None: each statement is its own.
+        name: What events call it.
+        deadline: The event loop's time at which all of the run must be over; clean-up may take the bound of
+            grace more.
+        attempts: See `Scope`.
+        readonly: See `Scope`.
+    """
 
     __slots__ = ("committed", "deadline", "name")
 
     def __init__(
         self,
         conn: Connection,
+        settings: Settings,
         *,
         begin: str | None,
         name: str,
         deadline: float = math.inf,
-        observer: Observer | None = None,
-        overrides: Mapping[str, Rule] | None = None,
-        budget: RetryBudget | None = None,
         attempts: dict[object, Attempts] | None = None,
         readonly: bool = False,
     ) -> None:
-        super().__init__(
-            conn,
-            transactional=begin is not None,
-            begin=begin,
-            observer=observer,
-            overrides=overrides,
-            budget=budget,
-            attempts=attempts,
-            readonly=readonly,
-        )
+        super().__init__(conn, settings, begin=begin, attempts=attempts, readonly=readonly)
         self.name = name
-        # The event loop's time at which all of the run must be over; clean-up may take GRACE_SECONDS more.
-        self.deadline = self.until = deadline
+        self.deadline = deadline
         # COMMIT was answered with COMMIT. It says so also where the caller's cancellation is what is raised.
         self.committed = False
 
-    @property
-    def begun(self) -> bool:
-        """Has BEGIN been sent? Until a body needs the connection it has not, and there is nothing to end."""
-        return self._begin is not None and not (self._pending and self._pending[0] is self._begin)
+    # --- up to COMMIT
 
-    @contextlib.asynccontextmanager
-    async def entered(self) -> AsyncIterator[None]:
-        """Begin now, for a caller that uses the connection itself; up to COMMIT, which is the caller's.
-
-        Rolls back on an error.
-        """
-        register(self)
-        self.continues = True
-        try:
-            await self.flush()
-            yield
-            self.check_open("the block of engine.transaction()")
-            if self.must_send:
-                await self.flush()
-        except BaseException as exc:
-            unregister(self)
-            await self.rollback(exc)
-            raise
-        unregister(self)
-
-    async def body_of(self, step: Callable[[Scope], Awaitable[T]]) -> T:
+    async def run(self, step: Callable[[Scope, Frame], Awaitable[T]], frame: Frame) -> T:
         """Run an operation's `step` up to the point where only COMMIT is left.
 
         On any error or cancellation, roll back.
         """
         register(self)
         try:
-            result = await step(self)
-            if self.must_send:
-                await self.flush()
+            result = await step(self, frame)
+            if self.control.must_send:
+                await self.flush(frame)
         except BaseException as exc:
             unregister(self)
             await self.rollback(exc)
@@ -114,27 +84,55 @@ class Session(Scope):
         unregister(self)
         return result
 
+    async def begin(self, frame: Frame) -> None:
+        """Begin now, for a caller that uses the connection itself, and ends with `end` or `rollback`.
+
+        On any error or cancellation, roll back.
+        """
+        register(self)
+        self.frame = frame
+        try:
+            await self.flush(frame)
+        except BaseException as exc:
+            unregister(self)
+            await self.rollback(exc)
+            raise
+
+    async def end(self, frame: Frame) -> None:
+        """Make what `begin` began ready for COMMIT; on any error or cancellation, roll back."""
+        unregister(self)
+        try:
+            self.check_open("the block of engine.transaction()")
+            if self.control.must_send:
+                await self.flush(frame)
+        except BaseException as exc:
+            await self.rollback(exc)
+            raise
+
+    # --- the two ends
+
     async def rollback(self, original: BaseException) -> None:
         """ROLLBACK after `original`: shielded, bounded; a connection that does not answer is thrown away.
 
-        Raises `RollbackFailed` with both causes when it could not be done, unless `original` is a
-        cancellation or a timeout: those are what the caller waits for, and the server rolls back by itself
-        when the connection is gone.
+        Raises:
+            RollbackFailed: It could not be done. Not raised where `original` is a cancellation or a timeout:
+                those are what the caller waits for, and the server rolls back by itself when the connection
+                is gone.
         """
-        begun = self.begun
-        self.drop_pending()
+        unregister(self)
+        begun = self.control.begun
+        self.control.drop()
         if not begun or is_gone(self.conn):
             return
-        now = anyio.current_time()
+        bounds, now = self.settings.bounds, self.settings.clock()
         # A statement that outlived the timeout its server was given: the server hangs, so don't wait for it
         # long.
         hangs = isinstance(original, OperationTimeout) and not original.by_server
-        bound = min(
-            now + (GRACE_SECONDS if hangs else CLEANUP_SECONDS), max(now, self.deadline) + GRACE_SECONDS
-        )
+        seconds = bounds.grace if hangs else bounds.cleanup
+        deadline = min(now + seconds, max(now, self.deadline) + bounds.grace)
         failure: BaseException | None = None
         try:
-            with anyio.CancelScope(shield=True, deadline=bound) as limit:
+            with anyio.CancelScope(shield=True, deadline=deadline) as limit:
                 await self.conn.execute(sql.ROLLBACK)
         except Exception as exc:  # noqa: BLE001 - whatever it is, the connection is in doubt
             failure = exc
@@ -142,55 +140,60 @@ class Session(Scope):
             discard(self.conn)
             raise
         if limit.cancelled_caught:
-            failure = TimeoutError(f"the server did not answer ROLLBACK within {bound - now:.3g} s")
+            failure = TimeoutError(f"the server did not answer ROLLBACK within {deadline - now:.3g} s")
         if failure is None:
             return
         discard(self.conn)
         if isinstance(original, Exception) and not isinstance(original, OperationTimeout):
             raise RollbackFailed(original=original, rollback_error=failure) from original
 
-    async def commit(self, *, looked_up_after: float | None = None) -> None:
+    async def commit(self, *, can_be_looked_up: bool = False) -> None:
         """COMMIT, and know what became of it.
 
-        Raises the server's error when it refused (nothing is committed), `TransactionAborted` when it
-        answered ROLLBACK, and `CommitUnknown` when the answer was lost. A cancellation waits for the answer,
-        at most `COMMIT_SECONDS`, and is then raised.
+        A cancellation waits for the answer, at most the bound for it, and is then raised.
 
-        `looked_up_after`: the caller can look up the outcome, so an answer that is not here after so many
-        seconds, or after half of the time left, counts as lost: the other half is for the look-up.
+        Args:
+            can_be_looked_up: The caller can look up the outcome, so an answer that is not here after the
+                bound for it, or after half of the time left, counts as lost: the other half is for the
+                look-up.
+
+        Raises:
+            TransactionAborted: The server answered ROLLBACK.
+            CommitUnknown: The answer was lost.
+            Exception: The server's error, where it refused: then nothing is committed.
         """
-        if not self.begun:
-            self.drop_pending()
+        if not self.control.begun:
+            self.control.drop()
             return
-        self.drop_pending()
+        self.control.drop()
         # Not simply awaited: asyncio's task.cancel() would cancel the COMMIT itself, whatever shields it.
         answer: EagerCall[str] = EagerCall(self.conn.execute(sql.COMMIT))
         cancelled: BaseException | None = None
         try:
-            await answer.wait(self._patience(looked_up_after))
+            await answer.wait(self._patience(can_be_looked_up=can_be_looked_up))
         except BaseException as exc:  # noqa: BLE001 - a cancellation: raised below, when the answer is known
             cancelled = exc
             await self._await_answer(answer)
         if not answer.done:
-            await self._give_up(answer)
+            await self._abandon(answer)
         try:
-            self._judge(answer)
+            _judge(answer)
             self.committed = True
         finally:
             if cancelled is not None:
                 raise cancelled
 
-    def _patience(self, looked_up_after: float | None = None) -> float | None:
+    def _patience(self, *, can_be_looked_up: bool = False) -> float | None:
         """Seconds to wait for the answer to COMMIT; None: for ever."""
-        left = max(0.0, self.deadline - now())
-        if looked_up_after is not None:
-            return max(GRACE_SECONDS, min(looked_up_after, left / 2))
-        return None if math.isinf(left) else left + GRACE_SECONDS
+        bounds, left = self.settings.bounds, max(0.0, self.deadline - self.settings.clock())
+        if can_be_looked_up:
+            return max(bounds.grace, min(bounds.answer, left / 2))
+        return None if math.isinf(left) else left + bounds.grace
 
     async def _await_answer(self, answer: EagerCall[str]) -> None:
         """Wait on for a bounded time, though the caller is cancelled."""
-        patience = self._patience()
-        seconds = COMMIT_SECONDS if patience is None else min(COMMIT_SECONDS, patience)
+        patience, commit = self._patience(), self.settings.bounds.commit
+        seconds = commit if patience is None else min(commit, patience)
         try:
             with anyio.CancelScope(shield=True):
                 await answer.wait(seconds)
@@ -198,24 +201,26 @@ class Session(Scope):
             # Cancelled twice: whoever does that wants out now, and the connection can't be kept.
             discard(self.conn)
 
-    async def _give_up(self, answer: EagerCall[str]) -> None:
+    async def _abandon(self, answer: EagerCall[str]) -> None:
         """No answer came: the connection is worthless, and the outcome unknown."""
         discard(self.conn)
         with anyio.CancelScope(shield=True):
-            await answer.wait(GRACE_SECONDS)
-        answer.give_up()
+            await answer.wait(self.settings.bounds.grace)
+        answer.abandon()
 
-    def _judge(self, answer: EagerCall[str]) -> None:
-        try:
-            tag = answer.result()
-        except asyncio.CancelledError:
-            raise CommitUnknown from None
-        except Exception as exc:
-            if _refused(exc):
-                raise
-            raise CommitUnknown from exc
-        if tag != sql.COMMIT:
-            raise TransactionAborted
+
+def _judge(answer: EagerCall[str]) -> None:
+    """Return where COMMIT was answered with COMMIT; raise what it was otherwise."""
+    try:
+        tag = answer.result()
+    except asyncio.CancelledError:
+        raise CommitUnknown from None
+    except Exception as exc:
+        if _refused(exc):
+            raise
+        raise CommitUnknown from exc
+    if tag != sql.COMMIT:
+        raise TransactionAborted
 
 
 def _refused(exc: BaseException) -> bool:

@@ -27,6 +27,8 @@ from dbop_raw import AcquireTimeout, CommitTokens, CommitUnknown, Engine, Operat
 from dbop_raw.testing import Fault, FaultProxy, Message, Server
 
 # The long mode takes its time; in the short one each test takes some seconds.
+from tests.support.settings import with_bounds
+
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(3600)]
 
 Action = Literal["cut", "reset", "hang"]
@@ -150,6 +152,8 @@ class Laboratory:
             started = loop.time()
             try:
                 how = self._how(spot)
+                # An ingest has no deadline of its own, and a COMMIT whose line hangs is to be looked up here.
+                with_bounds(engine, answer=1.0)
                 await JOBS[self.scenario](engine, outcome.books, how, random.Random(self._seed))
             except Exception as exc:  # noqa: BLE001 - judged when all is known
                 outcome.error = exc
@@ -249,10 +253,7 @@ async def test_one_fault_at_any_message_loses_and_doubles_nothing(
     postgres_dsn: str,
     seed: int,
     scale: float,
-    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # An ingest has no deadline of its own, and a COMMIT whose line hangs is to be looked up within this test.
-    monkeypatch.setattr("dbop_raw.engine.engine._ANSWER_SECONDS", 1.0)
     before = asyncio.all_tasks()
     complaints: list[str] = []
     note_complaints(complaints)

@@ -31,6 +31,7 @@ from bench.soak.load import JOBS, How
 from bench.soak.trouble import LINE, note_complaints, until
 from dbop_raw import CommitTokens, CommitUnknown, Engine, RetryPolicy
 from dbop_raw.testing import Fault, FaultProxy, Message, Server
+from tests.support.settings import with_bounds
 
 T = TypeVar("T")
 
@@ -96,6 +97,8 @@ class World(RuleBasedStateMachine):
                 commit_tokens=CommitTokens() if tokens else None,
             )
         )
+        # An ingest has no deadline of its own, and a COMMIT whose line hangs is to be looked up in time.
+        with_bounds(self.engine, answer=0.5)
 
     # --- what is run
 
@@ -239,11 +242,8 @@ class World(RuleBasedStateMachine):
 
 @pytest.mark.timeout(3600)
 def test_the_table_is_what_the_answers_said_whatever_happens_in_whatever_order(
-    postgres_server: Server, postgres_dsn: str, scale: float, monkeypatch: pytest.MonkeyPatch
+    postgres_server: Server, postgres_dsn: str, scale: float
 ) -> None:
-    # An ingest has no deadline of its own, and a COMMIT whose line hangs is to be looked up within this test.
-    monkeypatch.setattr("dbop_raw.engine.engine._ANSWER_SECONDS", 0.5)
-
     async def prepare() -> None:
         conn = await asyncpg.connect(postgres_dsn)
         await conn.execute(TABLE)

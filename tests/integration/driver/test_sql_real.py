@@ -91,8 +91,7 @@ def test_the_server_takes_every_limit_that_we_write(ask: Ask, statement: float, 
     wanted = (sql.server_milliseconds(statement), sql.server_milliseconds(lock))
     ask(sql.begin())
     try:
-        for part in sql.set_limits(wanted).split("; "):
-            ask(part)
+        ask(sql.set_limits(wanted))
         found = ask(
             "SELECT (SELECT setting::bigint FROM pg_settings WHERE name = 'statement_timeout') AS statement, "
             "(SELECT setting::bigint FROM pg_settings WHERE name = 'lock_timeout') AS lock"
@@ -107,11 +106,12 @@ def test_limits_are_put_back_as_they_were_for_the_session(ask: Ask) -> None:
     ask("SET statement_timeout = '77s'")
     try:
         ask(sql.begin())
-        ask(sql.save_limits())
-        for part in sql.set_limits((5000, 500)).split("; "):
+        for part in sql.track_limits((5000, 500), sql.UNLIMITED).split("; "):
             ask(part)
+        assert ask("SHOW statement_timeout")[0][0] == "5s"
         assert ask("SHOW lock_timeout")[0][0] == "500ms"
-        ask(sql.restore_limits())
+        for part in sql.track_limits(sql.UNLIMITED, (5000, 500)).split("; "):
+            ask(part)
         assert ask("SHOW statement_timeout")[0][0] == "77s"
         assert ask("SHOW lock_timeout")[0][0] == "0"
         ask(sql.COMMIT)

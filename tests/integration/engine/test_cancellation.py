@@ -34,9 +34,10 @@ from dbop_raw import (
     savepoint,
     timeout,
 )
-from dbop_raw.session import session
+from dbop_raw.session.settings import Bounds
 from dbop_raw.testing import Fault, FaultProxy, Message, Server, query
 from dbop_raw.testing.server import run_sql
+from tests.support.settings import with_bounds
 
 pytestmark = pytest.mark.anyio
 
@@ -554,9 +555,9 @@ async def test_a_cancelled_caller_waits_for_the_answer_to_its_commit(
 
 @pytest.mark.parametrize("how", ["task", "scope"])
 async def test_with_a_commit_that_hangs_it_gives_up_and_throws_the_connection_away(
-    how: str, behind: Engine, proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+    how: str, behind: Engine, proxy: FaultProxy
 ) -> None:
-    monkeypatch.setattr(session, "COMMIT_SECONDS", 0.2)
+    with_bounds(behind, commit=0.2)
     hung = proxy.inject(Fault("hang", when=query("COMMIT")))
     with anyio.fail_after(5):
         if how == "task":
@@ -577,7 +578,7 @@ async def test_with_a_commit_that_hangs_it_gives_up_and_throws_the_connection_aw
 
 
 async def test_the_bound_for_a_commit_that_hangs_is_seconds() -> None:
-    assert 0 < session.COMMIT_SECONDS <= 10
+    assert 0 < Bounds().commit <= 10
 
 
 async def test_a_cancelled_caller_of_a_dead_server_gives_up_in_bounded_time(

@@ -23,9 +23,9 @@ from dbop_raw import (
     RetryPolicy,
     events,
 )
-from dbop_raw.engine import engine as engine_module
 from dbop_raw.testing import Fault, FaultProxy, Injected, Message, Server, message, postgres, query
 from dbop_raw.testing.server import run_sql
+from tests.support.settings import with_bounds, with_settings
 
 pytestmark = pytest.mark.anyio
 
@@ -258,7 +258,7 @@ async def test_a_look_up_waits_until_the_server_can_be_reached_again(way: str, w
             world.proxy.server_port = 1
             asyncio.get_running_loop().call_later(0.2, setattr, world.proxy, "server_port", port)
 
-    engine._capacity._observer = engine._observer = unreachable_for_a_while
+    with_settings(engine, observer=unreachable_for_a_while)
     world.proxy.inject(fault("reset", "before the client"))
     assert await engine.run(world.body, resolve_commit=True) == "result of start 1"
     assert world.rows() == 1
@@ -495,18 +495,12 @@ class Doubt:
         return await self.world.body(conn)
 
 
-@pytest.fixture
-def an_answer_that_hangs_is_soon_in_doubt(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine_module, "_ANSWER_SECONDS", 0.2)
-
-
-@pytest.mark.usefixtures("an_answer_that_hangs_is_soon_in_doubt")
 async def test_after_a_crash_a_transaction_id_is_not_trusted(own_server: Server, own_world: World) -> None:
     """The status of the id says committed, and it is somebody else's: the worst answer there could be."""
     world = own_world
     body = Doubt(world)
     observer = CrashesAtTheDoubt(own_server, world, lambda: body.xid)
-    engine = Engine(world.pool, observer=observer)
+    engine = with_bounds(Engine(world.pool, observer=observer), answer=0.2)
     world.proxy.inject(fault("hang", "before the server"))
     with pytest.raises(CommitUnknown):
         await engine.run(body, resolve_commit=True, deadline=20)
@@ -516,7 +510,6 @@ async def test_after_a_crash_a_transaction_id_is_not_trusted(own_server: Server,
     assert engine.stats().commits_found_committed == 0
 
 
-@pytest.mark.usefixtures("an_answer_that_hangs_is_soon_in_doubt")
 async def test_after_a_crash_a_token_is_right_that_it_was_not_committed(
     own_server: Server, own_world: World
 ) -> None:
@@ -524,7 +517,7 @@ async def test_after_a_crash_a_token_is_right_that_it_was_not_committed(
     await world.by("token")
     body = Doubt(world)
     observer = CrashesAtTheDoubt(own_server, world, lambda: body.xid)
-    engine = Engine(world.pool, observer=observer, commit_tokens=TOKENS)
+    engine = with_bounds(Engine(world.pool, observer=observer, commit_tokens=TOKENS), answer=0.2)
     world.proxy.inject(fault("hang", "before the server"))
     assert await engine.run(body, resolve_commit=True, deadline=20) == "result of start 2"
     assert observer.status_that_lies == "committed"

@@ -355,7 +355,8 @@ async def test_a_timeout_inside_a_body_ends_with_it(pool: asyncpg.Pool) -> None:
         return before, inside, await limit(conn)
 
     before, inside, after = await Engine(pool).run(pipe(outer, timeout(7)))
-    assert before == after
+    # What is left by then: never longer than the deadline around it.
+    assert 2000 < int(after.removesuffix("ms")) <= int(before.removesuffix("ms"))
     assert int(inside.removesuffix("ms")) < 2000 < int(before.removesuffix("ms"))
 
 

@@ -17,6 +17,9 @@ class Catalogue:
         self.columns = columns
         self.asked = 0
 
+    def is_in_transaction(self) -> bool:
+        return True
+
     async def fetchval(self, _query: str, *_args: str) -> list[str] | None:
         self.asked += 1
         return self.columns
@@ -34,7 +37,7 @@ async def test_a_value_that_was_refused_is_suspect_in_the_next_rows() -> None:
     conn = Catalogue(["parent"])
     rows = [(1, "a"), (2, "b"), (3, "a")]
     assert suspects.among(rows) == []
-    await suspects.learn(Scope(conn, transactional=True), rows, [refused(1), refused(1)])
+    await suspects.learn(Scope(conn), rows, [refused(1), refused(1)])
     assert suspects.among([(7, "b"), (8, "a"), (9, "b")]) == [0, 2]
     assert conn.asked == 1
 
@@ -42,7 +45,7 @@ async def test_a_value_that_was_refused_is_suspect_in_the_next_rows() -> None:
 @pytest.mark.anyio
 async def test_of_several_columns_only_all_together_are_suspect() -> None:
     suspects = Suspects(("x", "y"))
-    await suspects.learn(Scope(Catalogue(["x", "y"]), transactional=True), [(1, 2)], [refused(0)])
+    await suspects.learn(Scope(Catalogue(["x", "y"])), [(1, 2)], [refused(0)])
     assert suspects.among([(1, 2), (1, 3), (2, 2)]) == [0]
 
 
@@ -52,14 +55,14 @@ async def test_a_constraint_of_columns_that_are_not_written_teaches_nothing(
     columns: list[str] | None,
 ) -> None:
     suspects = Suspects(("id", "parent"))
-    await suspects.learn(Scope(Catalogue(columns), transactional=True), [(1, 2)], [refused(0)])
+    await suspects.learn(Scope(Catalogue(columns)), [(1, 2)], [refused(0)])
     assert suspects.among([(1, 2)]) == []
 
 
 @pytest.mark.anyio
 async def test_values_that_can_not_be_hashed_are_nobodys_reference_and_giving_up_is_for_good() -> None:
     suspects = Suspects(("id", "parent"))
-    scope = Scope(Catalogue(["parent"]), transactional=True)
+    scope = Scope(Catalogue(["parent"]))
     await suspects.learn(scope, [(1, 2)], [refused(0)])
     assert suspects.among([(1, [])]) == []
     suspects.give_up()

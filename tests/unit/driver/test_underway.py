@@ -117,13 +117,13 @@ async def test_waiting_is_bounded() -> None:
     await command.wait(0.01)
     assert not command.done
     assert now() - started >= 0.01
-    command.give_up()
+    command.abandon()
 
 
 async def test_giving_up_ends_it_as_a_cancellation_does() -> None:
     log: list[str] = []
     command = EagerCall(answer(never(), log))
-    command.give_up()
+    command.abandon()
     assert command.done
     assert log == ["started", "cancelled"]
     with pytest.raises(asyncio.CancelledError):
@@ -139,7 +139,7 @@ async def test_a_command_may_answer_a_cancellation_with_a_result() -> None:
         return "slept"
 
     command = EagerCall(stubborn())
-    command.give_up()
+    command.abandon()
     assert command.result() == "cleaned up"
 
 

@@ -32,8 +32,8 @@ from dbop_raw import (
     savepoint,
     timeout,
 )
-from dbop_raw.driver import sql
 from dbop_raw.pipeline.operation import to_operation
+from dbop_raw.session.frame import OUTERMOST
 from dbop_raw.session.scope import Scope, name_of
 from dbop_raw.testing import ScriptedConnection, ScriptedPool
 
@@ -73,11 +73,24 @@ class FakePostgres(ScriptedConnection):
     def messages(self) -> list[str]:
         """What was sent, with limits rounded: they are what is left of the time, so a little less."""
         return [
-            re.sub(r"(?<== )\d+", lambda found: str(round(int(found[0]), -1)), sent) for sent in self.sent
+            re.sub(r"(?<== )\d+", lambda found: str(round(int(found[0]), -1)), sent) for sent in self.said
+        ]
+
+    @property
+    def said(self) -> list[str]:
+        """What was sent, with the SQL that lowers a limit written as SET LOCAL, which it means."""
+        return [
+            "; ".join(
+                part
+                if not (lowered := lowered_limits(part))
+                else "; ".join(f"SET LOCAL {name} = {value}" for name, value in lowered.items())
+                for part in message.split("; ")
+            )
+            for message in self.sent
         ]
 
     def statements(self) -> list[str]:
-        return [part for message in self.sent for part in message.split("; ")]
+        return [part for message in self.said for part in message.split("; ")]
 
     def __getitem__(self, setting: str) -> str:
         return self.limits.get(setting, "0")
@@ -142,15 +155,33 @@ class FakePostgres(ScriptedConnection):
         self.state = "open"
 
     def _set(self, statement: str) -> None:
-        if statement == sql.save_limits():
-            self.limits |= {f"saved.{n}": self[n] for n in ("statement_timeout", "lock_timeout")}
-        elif statement == sql.restore_limits():
-            self.limits |= {n: self.limits[f"saved.{n}"] for n in ("statement_timeout", "lock_timeout")}
+        tracked = re.search(r"set_config\('dbop_raw\.base_(\w+)'", statement)
+        lowered = lowered_limits(statement)
+        if tracked:
+            self._follow(tracked[1], lowered.get(tracked[1]))
+        elif lowered:
+            self.limits |= {name: self._lower(self[name], value) for name, value in lowered.items()}
         else:
             found = re.fullmatch(r"SET LOCAL (\w+) = (\d+)", statement)
             assert found, f"not known here: {statement}"
-            assert found[2] != "0", "0 switches the limit off"
             self.limits[found[1]] = found[2]
+
+    def _follow(self, name: str, wanted: str | None) -> None:
+        base = self.limits[f"base.{name}"] if self[name] == self.limits.get(f"own.{name}") else self[name]
+        new = base if wanted is None else self._lower(base, wanted)
+        self.limits |= {f"base.{name}": base, name: new, f"own.{name}": new if wanted else ""}
+
+    @staticmethod
+    def _lower(base: str, wanted: str) -> str:
+        assert wanted != "0", "0 switches the limit off"
+        return wanted if base == "0" else str(min(int(base), int(wanted)))
+
+
+def lowered_limits(statement: str) -> dict[str, str]:
+    """The limits that a statement of ours lowers, and to what."""
+    return dict(
+        re.findall(r"pg_catalog\.set_config\('(\w+)', CASE WHEN [^?]*? THEN '(\d+)' ELSE LEAST", statement)
+    )
 
 
 def engine_over(*connections: ScriptedConnection) -> Engine:
@@ -371,8 +402,8 @@ class TestFusing:
         conn = FakePostgres()
         op = pipe(fails_first(1, LOCKED), retry(P), timeout(1))
         await engine_over(conn).run(op)
-        assert conn.sent[0].startswith("BEGIN; SAVEPOINT dbop_raw_1; SET LOCAL statement_timeout = ")
-        assert conn.sent[2].startswith("ROLLBACK TO SAVEPOINT dbop_raw_1; SET LOCAL statement_timeout = ")
+        assert conn.said[0].startswith("BEGIN; SAVEPOINT dbop_raw_1; SET LOCAL statement_timeout = ")
+        assert conn.said[2].startswith("ROLLBACK TO SAVEPOINT dbop_raw_1; SET LOCAL statement_timeout = ")
 
     async def test_what_no_savepoint_repairs_is_not_tried_again_from_one(self) -> None:
         for code, raised in ((DUPLICATE, asyncpg.UniqueViolationError), (SERIAL, RetriesExhausted)):
@@ -815,8 +846,8 @@ def test_a_scope_outside_of_a_transaction_sends_no_control_sql() -> None:
     conn = FakePostgres()
 
     async def run() -> None:
-        scope = Scope(conn, transactional=False)
-        await pipe(says("insert x"), savepoint, timeout(1), retry(P)).step(scope)
+        scope = Scope(conn)
+        await pipe(says("insert x"), savepoint, timeout(1), retry(P)).step(scope, OUTERMOST)
 
     asyncio.run(run())
     assert conn.sent == ["insert x"]

@@ -28,8 +28,9 @@ from dbop_raw import (
     savepoint,
     timeout,
 )
-from dbop_raw.session import session
+from dbop_raw.session.settings import Bounds
 from dbop_raw.testing import ScriptedConnection, ScriptedPool, Step
+from tests.support.settings import with_bounds
 
 pytestmark = pytest.mark.anyio
 
@@ -69,6 +70,14 @@ def engine(*scripts: list[Step], **options: Any) -> tuple[Engine, list[ScriptedC
     return Engine(pool_for_typing, **options), connections, pool
 
 
+def short_engine(
+    *scripts: list[Step], **options: Any
+) -> tuple[Engine, list[ScriptedConnection], ScriptedPool]:
+    """The same, with the bounds of the clean-up in milliseconds."""
+    made, connections, pool = engine(*scripts, **options)
+    return with_bounds(made, **SHORT), connections, pool
+
+
 def check(connections: list[ScriptedConnection], made: Engine) -> None:
     """All of the scripts was used, and nothing is held."""
     for conn in connections:
@@ -76,12 +85,8 @@ def check(connections: list[ScriptedConnection], made: Engine) -> None:
     assert made.stats().in_use == 0
 
 
-@pytest.fixture
-def short_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The bounds of the clean-up, in milliseconds: what is tested is that they hold."""
-    monkeypatch.setattr(session, "CLEANUP_SECONDS", 0.02)
-    monkeypatch.setattr(session, "GRACE_SECONDS", 0.02)
-    monkeypatch.setattr(session, "COMMIT_SECONDS", 0.02)
+SHORT = {"cleanup": 0.02, "grace": 0.02, "commit": 0.02}
+"""The bounds of the clean-up, in milliseconds: what is tested is that they hold."""
 
 
 # --- what is sent
@@ -146,9 +151,8 @@ async def test_a_rollback_that_fails_keeps_both_causes_and_throws_the_connection
     check(connections, made)
 
 
-@pytest.mark.usefixtures("short_bounds")
 async def test_a_rollback_that_hangs_is_bounded_and_throws_the_connection_away() -> None:
-    made, connections, _ = engine([BEGIN, INSERT, Step("ROLLBACK", delay=NEVER)])
+    made, connections, _ = short_engine([BEGIN, INSERT, Step("ROLLBACK", delay=NEVER)])
     with anyio.fail_after(5), pytest.raises(RollbackFailed) as caught:
         await made.run(fails)
     assert isinstance(caught.value.original, LookupError)
@@ -183,14 +187,13 @@ async def test_a_rollback_that_fails_after_a_permanent_error_is_not_tried_again(
     check(connections, made)
 
 
-@pytest.mark.usefixtures("short_bounds")
 @pytest.mark.parametrize(
     "rollback",
     [Step("ROLLBACK", error=server("XX000")), Step("ROLLBACK", delay=NEVER)],
     ids=["fails", "hangs"],
 )
 async def test_a_cancellation_stays_one_when_the_rollback_goes_wrong(rollback: Step) -> None:
-    made, connections, _ = engine([BEGIN, INSERT, rollback])
+    made, connections, _ = short_engine([BEGIN, INSERT, rollback])
 
     async def waits(conn: Any) -> None:
         await conn.execute("INSERT")
@@ -204,9 +207,8 @@ async def test_a_cancellation_stays_one_when_the_rollback_goes_wrong(rollback: S
     check(connections, made)
 
 
-@pytest.mark.usefixtures("short_bounds")
 async def test_a_timeout_stays_one_when_the_server_hangs() -> None:
-    made, connections, _ = engine([BEGIN, Step("INSERT", delay=NEVER), Step("ROLLBACK", delay=NEVER)])
+    made, connections, _ = short_engine([BEGIN, Step("INSERT", delay=NEVER), Step("ROLLBACK", delay=NEVER)])
     with anyio.fail_after(5), pytest.raises(OperationTimeout) as caught:
         await made.run(pipe(insert(), timeout(0.02)))
     assert not caught.value.by_server
@@ -215,9 +217,8 @@ async def test_a_timeout_stays_one_when_the_server_hangs() -> None:
     check(connections, made)
 
 
-@pytest.mark.usefixtures("short_bounds")
 async def test_a_deadline_stays_one_when_the_server_hangs() -> None:
-    made, connections, _ = engine([BEGIN, Step("INSERT", delay=NEVER), Step("ROLLBACK", delay=NEVER)])
+    made, connections, _ = short_engine([BEGIN, Step("INSERT", delay=NEVER), Step("ROLLBACK", delay=NEVER)])
     with anyio.fail_after(5), pytest.raises(OperationTimeout) as caught:
         await made.run(insert(), deadline=0.03)
     assert caught.value.seconds == 0.03
@@ -338,9 +339,8 @@ async def test_a_commit_that_was_never_sent_is_no_doubt() -> None:
     check(connections, made)
 
 
-@pytest.mark.usefixtures("short_bounds")
 async def test_a_commit_that_hangs_past_the_deadline_is_commit_unknown() -> None:
-    made, connections, _ = engine([BEGIN, INSERT, Step("COMMIT", delay=NEVER)])
+    made, connections, _ = short_engine([BEGIN, INSERT, Step("COMMIT", delay=NEVER)])
     with anyio.fail_after(5), pytest.raises(CommitUnknown):
         await made.run(insert(), deadline=0.05, retry=QUICK)
     assert connections[0].terminated
@@ -358,10 +358,9 @@ async def test_a_cancelled_caller_waits_for_commits_answer_and_keeps_the_connect
     check(connections, made)
 
 
-@pytest.mark.usefixtures("short_bounds")
 @pytest.mark.parametrize("how", ["task", "scope"])
 async def test_a_cancelled_caller_gives_up_on_a_commit_that_hangs(how: str) -> None:
-    made, connections, _ = engine([BEGIN, INSERT, Step("COMMIT", delay=NEVER)])
+    made, connections, _ = short_engine([BEGIN, INSERT, Step("COMMIT", delay=NEVER)])
     await _cancel_at_commit(how, made, connections[0])
     assert connections[0].terminated
     check(connections, made)
@@ -374,7 +373,7 @@ async def test_a_caller_cancelled_twice_gives_up_at_once() -> None:
     task.cancel()
     await asyncio.sleep(0)
     task.cancel()
-    with anyio.fail_after(session.COMMIT_SECONDS / 2), pytest.raises(asyncio.CancelledError):
+    with anyio.fail_after(Bounds().commit / 2), pytest.raises(asyncio.CancelledError):
         await task
     assert connections[0].terminated
     check(connections, made)
