@@ -13,7 +13,7 @@ import enum
 import math
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
-from typing import Any, Generic, TypeAlias, TypeVar
+from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
 
 import anyio
 
@@ -43,8 +43,7 @@ _NO_DEADLINE = contextlib.nullcontext()
 _AGAIN_AFTER_LOST_COMMIT = RetryPolicy(attempts=3)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Call:
+class Call(NamedTuple):
     """What was asked for, checked."""
 
     op: Operation[Any]
@@ -75,15 +74,13 @@ class Phase(enum.Enum):
     """By the answer to COMMIT, which was a definite no."""
 
 
-@dataclass(frozen=True, slots=True)
-class Committed(Generic[T]):
+class Committed(NamedTuple, Generic[T]):
     """The work is done."""
 
     result: T
 
 
-@dataclass(frozen=True, slots=True)
-class Failed:
+class Failed(NamedTuple):
     """The work is not done, or (under autocommit, with `CommitUnknown`) nobody knows."""
 
     error: Exception
@@ -93,8 +90,7 @@ class Failed:
     """COMMIT refused a deferred constraint, and checked earlier the operation can blame it on an item."""
 
 
-@dataclass(frozen=True, slots=True)
-class InDoubt(Generic[T]):
+class InDoubt(NamedTuple, Generic[T]):
     """COMMIT was sent, and its answer lost: `result` is the body's, if it is committed."""
 
     error: CommitUnknown

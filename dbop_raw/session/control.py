@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import enum
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -30,6 +30,10 @@ class State(enum.Enum):
     """BEGIN was sent."""
     RESTARTING = "restarting"
     """In an open transaction, ROLLBACK and BEGIN wait to be sent."""
+
+
+# A member of an enum is dear to look up.
+_UNBEGUN, _OPEN, _RESTARTING = State.UNBEGUN, State.OPEN, State.RESTARTING
 
 
 class Told(NamedTuple):
@@ -79,7 +83,7 @@ class ControlBuffer:
 
     def __init__(self, begin: str | None = None) -> None:
         self._begin = begin
-        self.state = State.NONE if begin is None else State.UNBEGUN
+        self.state = State.NONE if begin is None else _UNBEGUN
         # What waits behind BEGIN, where that waits too.
         self._statements: list[str] = []
         self._marks: list[Mark] = []
@@ -98,12 +102,12 @@ class ControlBuffer:
     @property
     def begins(self) -> bool:
         """Does what waits begin the transaction, for the first time or again?"""
-        return self.state is State.UNBEGUN or self.state is State.RESTARTING
+        return self.state is _UNBEGUN or self.state is _RESTARTING
 
     @property
     def begun(self) -> bool:
         """Has BEGIN been sent? Until a body needs the connection it has not, and there is nothing to end."""
-        return self.state is State.OPEN or self.state is State.RESTARTING
+        return self.state is _OPEN or self.state is _RESTARTING
 
     def push(self, statement: str) -> None:
         """Leave `statement` to be sent before the next body."""
@@ -143,9 +147,9 @@ class ControlBuffer:
             # The transaction begins again, so what waits to follow in this one is moot.
             self._statements = []
             self._opened, self._released = [], []
-            if self.state is State.UNBEGUN:
+            if self.state is _UNBEGUN:
                 return
-            self.state = State.RESTARTING
+            self.state = _RESTARTING
             self.waiting = True
         self.told = mark.told
         self.must_send = True
@@ -165,8 +169,8 @@ class ControlBuffer:
 
     # --- messages
 
-    def stale(self, frame: Frame, now: float) -> bool:
-        """Does the server have to be told other limits, for a statement of `frame` that is sent at `now`?"""
+    def stale(self, frame: Frame, clock: Callable[[], float]) -> bool:
+        """Does the server have to be told other limits, for a statement of `frame` that is sent now?"""
         told = self.told
         if math.isinf(frame.server_deadline) and frame.lock is None:
             return told is not None and told.tracked
@@ -174,21 +178,21 @@ class ControlBuffer:
             return True
         # A statement that starts only now must end before the deadline too.
         statement = told.limits[0]
-        return statement is not None and now + statement / 1000 >= told.deadline
+        return statement is not None and clock() + statement / 1000 >= told.deadline
 
-    def take(self, frame: Frame, now: float, *, limited: bool = True) -> str:
+    def take(self, frame: Frame, clock: Callable[[], float], *, limited: bool = True) -> str:
         """Give all SQL that waits as one message, with the limits where they change; "" when there is none.
 
         Args:
             frame: What the next body has to keep.
-            now: The event loop's time.
+            clock: Gives the event loop's time.
             limited: False outside of a transaction, where SET LOCAL means nothing.
         """
-        limits = self._limits(frame, now) if limited and self.stale(frame, now) else ""
+        limits = self._limits(frame, clock()) if limited and self.stale(frame, clock) else ""
         parts = self._statements
-        if self.state is State.UNBEGUN and self._begin is not None:
+        if self.state is _UNBEGUN and self._begin is not None:
             parts = [self._begin, *parts]
-        elif self.state is State.RESTARTING and self._begin is not None:
+        elif self.state is _RESTARTING and self._begin is not None:
             parts = [sql.ROLLBACK, self._begin, *parts]
         if limits:
             parts = [*parts, limits]
@@ -199,13 +203,13 @@ class ControlBuffer:
     def sent(self) -> None:
         """What waited is on its way."""
         if self.begins:
-            self.state = State.OPEN
+            self.state = _OPEN
         self._forget()
 
     def drop(self) -> None:
         """Forget what was not sent: the transaction is over, or never began."""
-        if self.state is State.RESTARTING:
-            self.state = State.OPEN
+        if self.state is _RESTARTING:
+            self.state = _OPEN
         self._forget()
 
     def _forget(self) -> None:

@@ -28,11 +28,6 @@ class Frame(NamedTuple):
     more_follows: bool = False
     """May more SQL follow in this transaction, beyond this step? If so, the server's limits are put back."""
 
-    @property
-    def limited(self) -> bool:
-        """Has the server to be told of anything?"""
-        return self.server_deadline != math.inf or self.lock is not None
-
 
 OUTERMOST = Frame()
 """No deadline, and nothing follows."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import math
 from collections.abc import Awaitable, Callable, Iterator
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
@@ -34,6 +35,9 @@ T = TypeVar("T")
 
 # The server's clock and ours may disagree by so much (seconds) on how long a statement took.
 _CLOCK_SLACK = 0.005
+
+# Looked up for each body, and an enum's member is dear to look up.
+_NONE = State.NONE
 
 # The scope that each connection in use belongs to, so that an operation called by a body joins the
 # transaction that body runs in. A scope holds its connection, so an id here can't be taken over by another
@@ -101,7 +105,7 @@ class Scope:
 
         Asked when it matters, since a body may begin one of its own where we have none.
         """
-        return self.control.state is not State.NONE or bool(self.conn.is_in_transaction())
+        return self.control.state is not _NONE or bool(self.conn.is_in_transaction())
 
     def verdict(self, exc: BaseException) -> Verdict:
         """`classify` with this engine's own rows, and with what the connection's state adds."""
@@ -135,12 +139,12 @@ class Scope:
             frame: Whose limits the server is to keep from now on; None: those of the code that runs now.
         """
         frame = self.frame if frame is None else frame
-        control, now = self.control, self.settings.clock()
+        control, clock = self.control, self.settings.clock
         limited = self.transactional
-        if not control.waiting and not (limited and control.stale(frame, now)):
+        if not control.waiting and not (limited and control.stale(frame, clock)):
             return
         opened, released = control.marks_on_their_way()
-        message = control.take(frame, now, limited=limited)
+        message = control.take(frame, clock, limited=limited)
         if not message:
             return
         try:
@@ -205,7 +209,7 @@ class Scope:
     async def body(self, function: Callable[[Any], Awaitable[T]], frame: Frame) -> T:
         """Run user code: send what has gathered, then call it with the connection."""
         control = self.control
-        if control.waiting or control.told is not None or frame.limited:
+        if control.waiting or control.told is not None or frame.server_deadline != math.inf or frame.lock:
             await self.flush(frame)
         outer, self.frame = self.frame, frame
         try:
@@ -217,7 +221,7 @@ class Scope:
                 )
             result = await awaitable
         except asyncpg.InterfaceError as exc:
-            if self.control.state is not State.NONE and _raised_in(exc, "asyncpg.transaction"):
+            if self.control.state is not _NONE and _raised_in(exc, "asyncpg.transaction"):
                 raise TransactionMisuse(_NO_DRIVER_TRANSACTION.format(name=name_of(function))) from exc
             raise
         finally:
@@ -236,7 +240,7 @@ class Scope:
 
     def check_open(self, code: object) -> None:
         """Raise `TransactionMisuse` when user code (a function, or its name) has ended our transaction."""
-        if self.control.state is not State.NONE and not self.conn.is_in_transaction():
+        if self.control.state is not _NONE and not self.conn.is_in_transaction():
             name = code if isinstance(code, str) else name_of(code)
             raise TransactionMisuse(_ENDED_BY_BODY.format(name=name))
 

@@ -185,10 +185,13 @@ class Session(Scope):
 
     def _patience(self, *, can_be_looked_up: bool = False) -> float | None:
         """Seconds to wait for the answer to COMMIT; None: for ever."""
-        bounds, left = self.settings.bounds, max(0.0, self.deadline - self.settings.clock())
+        bounds = self.settings.bounds
+        if math.isinf(self.deadline):
+            return bounds.answer if can_be_looked_up else None
+        left = max(0.0, self.deadline - self.settings.clock())
         if can_be_looked_up:
             return max(bounds.grace, min(bounds.answer, left / 2))
-        return None if math.isinf(left) else left + bounds.grace
+        return left + bounds.grace
 
     async def _await_answer(self, answer: EagerCall[str]) -> None:
         """Wait on for a bounded time, though the caller is cancelled."""
