@@ -23,12 +23,21 @@ import asyncpg
 from dbop_raw.driver import sql
 from dbop_raw.driver.connection import Connection
 from dbop_raw.engine.capacity import Capacity
+from dbop_raw.events import CommitResolved
 from dbop_raw.failure.classify import classify
-from dbop_raw.failure.errors import DbopError, EngineClosed, PolicyError
+from dbop_raw.failure.errors import EngineClosed, PolicyError, TransactionAborted
 from dbop_raw.failure.policy import positive_seconds
 from dbop_raw.failure.sqlstate import Repair
 
-__all__ = ["CommitRecord", "CommitTokens", "NotCommitted", "Resolution", "RowRecord", "XidRecord", "resolve"]
+__all__ = [
+    "CommitRecord",
+    "CommitTokens",
+    "NotCommitted",
+    "Resolution",
+    "RowRecord",
+    "XidRecord",
+    "resolve_and_tell",
+]
 
 # The pause (seconds) between two look-ups, while the server is not there or the transaction is still open.
 _PAUSE = 0.05
@@ -46,11 +55,13 @@ class Resolution(enum.Enum):
     UNKNOWN = "unknown"
 
 
-class NotCommitted(DbopError):
+class NotCommitted(TransactionAborted):
     """A COMMIT in doubt was settled: nothing is committed, and nothing can be. The run starts again."""
 
     def __init__(self) -> None:
-        super().__init__("the answer to COMMIT was lost; the look-up shows that nothing was committed")
+        Exception.__init__(
+            self, "the answer to COMMIT was lost; the look-up shows that nothing was committed"
+        )
 
 
 class CommitRecord(Protocol):
@@ -238,7 +249,28 @@ class CommitTokens:
 _LONGEST_NAME = 63
 
 
-async def resolve(record: CommitRecord, capacity: Capacity, deadline: float) -> Resolution:
+async def resolve_and_tell(
+    record: CommitRecord, capacity: Capacity, deadline: float, name: str
+) -> Resolution:
+    """Look up what became of a COMMIT in doubt, count it, and tell the observer.
+
+    Args:
+        record: What the transaction left behind.
+        capacity: Where a connection to ask on comes from.
+        deadline: The event loop's time at which the run is over; the bound for a look-up may come before.
+        name: The operation's, for the event.
+    """
+    settings, counters = capacity.settings, capacity.counters
+    deadline = min(deadline, settings.clock() + settings.bounds.resolve)
+    resolution = await _resolve(record, capacity, deadline)
+    counters.commits_found_committed += resolution is Resolution.COMMITTED
+    counters.commits_found_aborted += resolution is Resolution.ABORTED
+    if settings.observer is not None:
+        settings.emit(CommitResolved(operation=name, outcome=resolution.value))
+    return resolution
+
+
+async def _resolve(record: CommitRecord, capacity: Capacity, deadline: float) -> Resolution:
     """Ask until there is an answer; a server that is not there yet is asked again.
 
     Args:

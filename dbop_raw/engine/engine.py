@@ -18,9 +18,10 @@ from dbop_raw.driver import sql
 from dbop_raw.driver.connection import Connection, is_gone
 from dbop_raw.driver.dsn import check_dsn
 from dbop_raw.engine.capacity import Capacity
-from dbop_raw.engine.commit import CommitRecord, CommitTokens
-from dbop_raw.engine.run import Call, Run, explain, open_transaction
+from dbop_raw.engine.commit import CommitRecord, CommitTokens, XidRecord
+from dbop_raw.engine.run import Call, Run, explain
 from dbop_raw.engine.stats import EngineStats
+from dbop_raw.engine.transaction import Transaction
 from dbop_raw.events import Observer
 from dbop_raw.failure.classify import classify
 from dbop_raw.failure.errors import PolicyError
@@ -165,7 +166,8 @@ class Engine:
         run = self._run(
             op,
             retry,
-            begin=None if autocommit else begin,
+            # Nothing but a transaction makes the server refuse to write.
+            begin=None if autocommit and not readonly else begin,
             readonly=readonly,
             timeout=deadline,
             resolve=resolve_commit and not readonly,
@@ -226,15 +228,36 @@ class Engine:
         readonly: bool = False,
         deferrable: bool = False,
         deadline: float | None = None,
+        resolve_commit: bool = False,
     ) -> AbstractAsyncContextManager[Connection]:
         """One transaction for plain code: `async with engine.transaction() as conn`.
 
-        COMMIT at the end, ROLLBACK on an error; no retry. Operations join it: `await op(conn)`. The options
-        mean the same as those of `run`.
+        COMMIT at the end, ROLLBACK on an error; no retry. Operations join it: `await op(conn)`. It may be
+        entered in one task and left in another.
+
+        Args:
+            isolation: As for `run`.
+            readonly: As for `run`.
+            deferrable: As for `run`.
+            deadline: Seconds for all of it. Then the block is cancelled, where the task that entered it is in
+                it; where it is not (an async generator waits at its `yield`), the connection is thrown away.
+            resolve_commit: When the answer to COMMIT is lost, look up what became of it: committed is no
+                error, not committed is `TransactionAborted`, and `CommitUnknown` where it can't be known.
+
+        Raises:
+            PolicyError: Options that don't fit together.
         """
         begin = sql.begin(isolation, readonly=readonly, deferrable=deferrable)
-        seconds = None if deadline is None else positive_seconds("deadline", deadline)
-        return open_transaction(self._capacity, begin, readonly=readonly, seconds=seconds)
+        return Transaction(
+            self._capacity,
+            begin,
+            readonly=readonly,
+            seconds=None if deadline is None else positive_seconds("deadline", deadline),
+            record=self._record() if resolve_commit and not readonly else None,
+        )
+
+    def _record(self) -> CommitRecord:
+        return XidRecord() if self._tokens is None else self._tokens.record()
 
     async def fetch(self, query: str, *args: Any, timeout: float | None = None) -> list[Any]:
         """`pool.fetch` with the engine's bounds: acquire timeout, shedding, eviction."""
@@ -261,17 +284,24 @@ class Engine:
         await self._direct("executemany", query, args, timeout=timeout)
 
     async def _direct(self, method: str, *args: Any, **kwargs: Any) -> Any:
-        checkout = await self._capacity.acquire()
+        capacity = self._capacity
+        checkout = await capacity.acquire()
         try:
             result = await getattr(checkout.conn, method)(*args, **kwargs)
         except BaseException as exc:
             verdict = classify(exc, overrides=self.settings.verdicts, closed=is_gone(checkout.conn))
             explain(exc, verdict)
-            await self._capacity.release(
-                checkout, error=verdict, lost=isinstance(exc, Exception) and verdict.evict
+            # The driver has asked the server to end the statement: where it does so in time, the connection
+            # is as good as before.
+            ended = type(exc) is TimeoutError and kwargs.get("timeout") is not None
+            await capacity.release(
+                checkout,
+                error=verdict,
+                lost=isinstance(exc, Exception) and verdict.evict and not ended,
+                seconds=self.settings.bounds.grace if ended else None,
             )
             raise
-        await self._capacity.release(checkout)
+        await capacity.release(checkout)
         return result
 
     # --- the end, and the numbers

@@ -3,7 +3,8 @@
 An attempt ends as a value, `Committed`, `Failed` or `InDoubt`, and one loop decides what follows: the result,
 another attempt after a pause, or the error. Only a cancellation stays an exception all the way.
 
-`transaction()` goes the same road with a block of the user's own for a body, and no second attempt.
+`Work` is what `transaction.py` shares: there a block of the user's own is the body, and there is no second
+attempt.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import enum
 import math
-from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
 
@@ -19,11 +19,23 @@ import anyio
 
 from dbop_raw import events
 from dbop_raw.driver import sql
-from dbop_raw.driver.connection import Connection
 from dbop_raw.engine.capacity import Capacity, Checkout
-from dbop_raw.engine.commit import CommitRecord, CommitTokens, NotCommitted, Resolution, XidRecord, resolve
+from dbop_raw.engine.commit import (
+    CommitRecord,
+    CommitTokens,
+    NotCommitted,
+    Resolution,
+    XidRecord,
+    resolve_and_tell,
+)
 from dbop_raw.failure.classify import classify
-from dbop_raw.failure.errors import CommitUnknown, OperationTimeout, RetriesExhausted, RollbackFailed
+from dbop_raw.failure.errors import (
+    CommitUnknown,
+    DbopError,
+    OperationTimeout,
+    RetriesExhausted,
+    RollbackFailed,
+)
 from dbop_raw.failure.policy import Attempts, RetryPolicy
 from dbop_raw.failure.sqlstate import Repair, Verdict
 from dbop_raw.pipeline.operation import Operation
@@ -32,7 +44,7 @@ from dbop_raw.session.frame import Frame
 from dbop_raw.session.scope import cancelled_by_server
 from dbop_raw.session.session import Session
 
-__all__ = ["Call", "Run", "open_transaction"]
+__all__ = ["Call", "Run", "Work", "explain", "tell_doubt"]
 
 T = TypeVar("T")
 
@@ -141,13 +153,13 @@ class Run:
     async def to_the_end(self) -> Any:
         """Attempt until the work is done, or is not to be attempted again."""
         outcome: Outcome[Any] | None = None
+        self.capacity.began()
         try:
             while True:
                 outcome = await self._attempt()
                 if isinstance(outcome, InDoubt):
                     outcome = await self._resolved(outcome)
                 if isinstance(outcome, Committed):
-                    self._tell_committed()
                     return outcome.result
                 if outcome.check_constraints and not self.constraints_immediate:
                     # This counts as no attempt, for nothing is transient.
@@ -156,8 +168,9 @@ class Run:
                     continue
                 delay = self._delay(outcome)
                 self.capacity.counters.retries += 1
-                await anyio.sleep(delay)
+                await self.capacity.pause(delay)
         finally:
+            self.capacity.ended()
             # What is raised holds this frame, which must not hold it: the caller's arguments would live on
             # until the garbage collector comes.
             outcome = self.last = None
@@ -175,6 +188,9 @@ class Run:
             try:
                 checkout = await self.capacity.acquire()
             except Exception as exc:  # noqa: BLE001 - a value from here on
+                if isinstance(exc, DbopError) and exc.__cause__ is None:
+                    # It is refused; why it was attempted once more is worth knowing too.
+                    exc.__cause__ = self.last
                 verdict = classify(exc, overrides=self.capacity.settings.verdicts)
                 return Failed(exc, verdict, phase)
             phase = Phase.BODY
@@ -214,7 +230,7 @@ class Run:
         session.constraints_immediate = self.constraints_immediate
         if call.limit is not None and math.isinf(self.total):
             self.total = self.capacity.settings.clock() + call.limit
-        return Work(self.capacity, checkout, session)
+        return Work(self.capacity, checkout, session, self.attempts.since)
 
     def _frame(self) -> Frame:
         return Frame(self.call.deadline, self.call.deadline, None, self.total)
@@ -228,7 +244,9 @@ class Run:
         verdict = await work.failed(error)
         if by_server:
             return self._deadline_over(Phase.BODY, by_server=True, cause=error)
-        if self.call.begin is None and not self.call.readonly and verdict.repair is Repair.UNKNOWN:
+        if self.call.begin is None and verdict.repair is Repair.UNKNOWN:
+            # The statement was lost on its way, and commits by itself.
+            tell_doubt(self.capacity, self.call.op.name)
             doubt = CommitUnknown()
             doubt.__cause__ = error
             return Failed(doubt, verdict, Phase.BODY)
@@ -259,6 +277,7 @@ class Run:
         except BaseException as exc:
             await work.failed(exc)
             raise
+        work.attempts = self._started()
         await work.done()
         return Committed(result)
 
@@ -266,20 +285,16 @@ class Run:
 
     async def _resolved(self, outcome: InDoubt[T]) -> Committed[T] | Failed:
         """Look up what became of it, where that was asked for."""
-        name, counters, settings = self.call.op.name, self.capacity.counters, self.capacity.settings
+        name = self.call.op.name
         tell_doubt(self.capacity, name)
         unknown = Failed(outcome.error, classify(outcome.error), Phase.COMMIT)
         if not self.call.resolve or outcome.record is None:
             return unknown
-        deadline = min(self.call.deadline, settings.clock() + settings.bounds.resolve)
-        resolution = await resolve(outcome.record, self.capacity, deadline)
-        if settings.observer is not None:
-            settings.emit(events.CommitResolved(operation=name, outcome=resolution.value))
+        resolution = await resolve_and_tell(outcome.record, self.capacity, self.call.deadline, name)
         if resolution is Resolution.COMMITTED:
-            counters.commits_found_committed += 1
+            tell_committed(self.capacity, name, self._started(), self.attempts.since)
             return Committed(outcome.result)
         if resolution is Resolution.ABORTED:
-            counters.commits_found_aborted += 1
             error = NotCommitted()
             error.__cause__ = outcome.error
             return Failed(error, _NOT_COMMITTED, Phase.COMMIT)
@@ -291,14 +306,6 @@ class Run:
         """How often the body has started, at whatever level."""
         inner = self.by_key.get(self.call.op.key)
         return self.attempts.count if inner is None else max(self.attempts.count, inner.count)
-
-    def _tell_committed(self) -> None:
-        settings = self.capacity.settings
-        if settings.observer is not None:
-            seconds = settings.clock() - self.attempts.since
-            settings.emit(
-                events.Committed(operation=self.call.op.name, attempts=self._started(), seconds=seconds)
-            )
 
     def _delay(self, outcome: Failed) -> float:
         """Seconds to wait before the next attempt; raises what the caller is to see where there is none."""
@@ -366,29 +373,50 @@ class Work:
     capacity: Capacity
     checkout: Checkout
     session: Session
+    started: float
+    """The event loop's time at which the first attempt began."""
+    attempts: int = 1
+    """How often the body has started so far, at whatever level."""
 
     async def failed(self, error: BaseException) -> Verdict:
         """Give the connection back after an error, or throw it away where the verdict says so."""
         session, capacity = self.session, self.capacity
+        counters, settings = capacity.counters, capacity.settings
         verdict = session.verdict(error)
         explain(error, verdict)
-        capacity.counters.retries += session.retries
-        # Not where it is committed and only its caller is cancelled, nor where it may be: that is in doubt.
-        known = not session.committed and not isinstance(error, CommitUnknown)
-        if capacity.settings.observer is not None and known:
-            capacity.settings.emit(
-                events.RolledBack(
-                    operation=session.name, sqlstate=verdict.sqlstate, condition=verdict.condition
+        counters.retries += session.retries
+        if session.committed:
+            # And only its caller was cancelled.
+            self._tell_committed()
+        elif not isinstance(error, CommitUnknown):
+            counters.rollbacks += 1
+            if settings.observer is not None:
+                settings.emit(
+                    events.RolledBack(
+                        operation=session.name, sqlstate=verdict.sqlstate, condition=verdict.condition
+                    )
                 )
-            )
         lost = isinstance(error, CommitUnknown) or (isinstance(error, Exception) and verdict.evict)
         await capacity.release(self.checkout, session.deadline, error=verdict, lost=lost)
         return verdict
 
     async def done(self) -> None:
-        """Give the connection back."""
+        """COMMIT was answered: say so, and give the connection back."""
         self.capacity.counters.retries += self.session.retries
+        self._tell_committed()
         await self.capacity.release(self.checkout, self.session.deadline)
+
+    def _tell_committed(self) -> None:
+        tell_committed(self.capacity, self.session.name, self.attempts, self.started)
+
+
+def tell_committed(capacity: Capacity, name: str, attempts: int, started: float) -> None:
+    """Count what is surely done, and tell the observer."""
+    settings = capacity.settings
+    capacity.counters.commits += 1
+    if settings.observer is not None:
+        seconds = settings.clock() - started
+        settings.emit(events.Committed(operation=name, attempts=attempts, seconds=seconds))
 
 
 def tell_doubt(capacity: Capacity, name: str) -> None:
@@ -396,50 +424,3 @@ def tell_doubt(capacity: Capacity, name: str) -> None:
     capacity.counters.commits_in_doubt += 1
     if capacity.settings.observer is not None:
         capacity.settings.emit(events.CommitInDoubt(operation=name))
-
-
-@contextlib.asynccontextmanager
-async def open_transaction(
-    capacity: Capacity, begin: str, *, readonly: bool, seconds: float | None
-) -> AsyncIterator[Connection]:
-    """One transaction for a block of plain code: no retry.
-
-    Args:
-        capacity: Where the connection comes from.
-        begin: The statement that begins the transaction.
-        readonly: Was it asked to be READ ONLY?
-        seconds: For all of it; None: no limit.
-    """
-    settings = capacity.settings
-    deadline = math.inf if seconds is None else settings.clock() + seconds
-    frame = Frame(deadline, deadline, more_follows=True)
-    with anyio.CancelScope(deadline=deadline) as limit:
-        checkout = await capacity.acquire()
-        session = Session(
-            checkout.conn, settings, begin=begin, name="transaction", deadline=deadline, readonly=readonly
-        )
-        work = Work(capacity, checkout, session)
-        try:
-            await session.begin(frame)
-            try:
-                yield checkout.conn
-            except BaseException as exc:
-                await session.rollback(exc)
-                raise
-            await session.end(frame)
-        except BaseException as exc:
-            over = seconds is not None and cancelled_by_server(exc) and session.ended_by_server(frame)
-            await work.failed(exc)
-            if over and seconds is not None:
-                raise OperationTimeout(seconds=seconds, by_server=True) from exc
-            raise
-    if limit.cancelled_caught:
-        raise OperationTimeout(seconds=seconds or 0.0, by_server=False)
-    try:
-        await session.commit()
-    except BaseException as exc:
-        await work.failed(exc)
-        if isinstance(exc, CommitUnknown):
-            tell_doubt(capacity, session.name)
-        raise
-    await work.done()

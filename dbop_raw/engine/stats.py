@@ -39,9 +39,16 @@ class EngineStats:
     number in use.
     """
     acquire_timeouts: int
+    waits_abandoned: int
+    """Waits for a connection that a deadline or a cancellation ended before the acquire timeout did."""
     shed: int
     evicted: int
     """Connections thrown away instead of going back to the pool."""
+    commits: int
+    """Transactions, and autocommitted operations, that are surely done."""
+    rollbacks: int
+    """Transactions, and autocommitted operations, that surely failed; an operation that was retried counts
+    each time."""
     retries: int
     commits_in_doubt: int
     commits_found_committed: int
@@ -59,8 +66,11 @@ class Counters:
     waits: list[int] = field(default_factory=lambda: [0] * (len(WAIT_BUCKETS) + 1))
     held_seconds: float = 0.0
     acquire_timeouts: int = 0
+    waits_abandoned: int = 0
     shed: int = 0
     evicted: int = 0
+    commits: int = 0
+    rollbacks: int = 0
     retries: int = 0
     commits_in_doubt: int = 0
     commits_found_committed: int = 0
@@ -87,6 +97,9 @@ class Counters:
             wait_histogram=tuple(zip((*WAIT_BUCKETS, float("inf")), self.waits, strict=True)),
             held_seconds=self.held_seconds,
             acquire_timeouts=self.acquire_timeouts,
+            waits_abandoned=self.waits_abandoned,
+            commits=self.commits,
+            rollbacks=self.rollbacks,
             shed=self.shed,
             evicted=self.evicted,
             retries=self.retries,

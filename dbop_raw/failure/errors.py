@@ -78,12 +78,33 @@ class OperationTimeout(DbopError, TimeoutError):
 class AcquireTimeout(DbopError, TimeoutError):
     """No connection came free within `acquire_timeout`. Nothing was sent."""
 
-    def __init__(self, *, seconds: float, size: int, max_size: int, idle: int, waiting: int) -> None:
-        """`size`, `max_size` and `idle` are the pool's connections, `waiting` the callers that still wait."""
+    def __init__(
+        self,
+        *,
+        seconds: float,
+        size: int,
+        max_size: int,
+        idle: int,
+        waiting: int,
+        connecting: int = 0,
+        holding: int = 0,
+    ) -> None:
+        """Take the pool's numbers; see the attributes."""
+        if connecting:
+            advice = (
+                f"{connecting} more are being opened, so connecting is what is slow: wait longer than that "
+                "takes, or open them beforehand (min_size)"
+            )
+        elif holding:
+            advice = (
+                f"this task holds {holding} of them already and waits for one more, perhaps for itself: call "
+                "the inner operation with the connection that it was given, `await op(conn)`"
+            )
+        else:
+            advice = "hold connections for a shorter time, make the pool larger, or wait longer"
         super().__init__(
             f"no connection within acquire_timeout={seconds:g} s: the pool has {size} of at most {max_size} "
-            f"connections, {idle} idle, and {waiting} more callers wait; hold connections for a shorter "
-            "time, make the pool larger, or wait longer"
+            f"connections, {idle} idle, and {waiting} more callers wait; {advice}"
         )
         self.seconds = seconds
         """The `acquire_timeout` that ran out, in seconds."""
@@ -95,6 +116,10 @@ class AcquireTimeout(DbopError, TimeoutError):
         """Connections that nobody used."""
         self.waiting = waiting
         """Callers that waited for one, without this one."""
+        self.connecting = connecting
+        """Connections that were being opened."""
+        self.holding = holding
+        """Connections that the task which waited held already."""
 
 
 class EngineOverloaded(DbopError):

@@ -1,0 +1,54 @@
+"""Handing a connection from one user of a pool to the next, as the pool would, without going through it.
+
+asyncpg's pool serves its callers out of order (its issue 1247), and giving back and taking again costs both
+sides. What the pool does at that point is done here: it resets the session, and gives out a new proxy, so
+that whoever kept the old one can't touch what is not his any more.
+
+These are the driver's private names, which it may change: where one is missing nothing is handed over, and
+the pool does it its own way. `tests/integration/driver/test_handover.py` holds them against the driver.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+__all__ = ["can_hand_over", "hand_over"]
+
+
+def can_hand_over(pool: Any) -> bool:
+    """Does the pool do no more between two users than resetting the session in the driver's own way?
+
+    A pool with a `setup=` or a `reset=` of its user's own does: it has to be asked.
+    """
+    missing = object()
+    setup = getattr(pool, "_setup", missing)
+    reset = getattr(pool, "_reset", missing)
+    return setup is None and reset is None
+
+
+async def hand_over(conn: Any, seconds: float) -> Any:
+    """Reset the session of `conn`, and give the same connection behind a new proxy.
+
+    Args:
+        conn: What the pool gave out; useless from now on.
+        seconds: The longest that it may take.
+
+    Returns:
+        The connection for the next user; None where the pool has to do it, which still can.
+
+    Raises:
+        Exception: The session could not be reset. The connection has to be thrown away.
+    """
+    holder, connection = getattr(conn, "_holder", None), getattr(conn, "_con", None)
+    if holder is None or connection is None or not hasattr(connection, "_on_release"):
+        return None
+    current: Any = getattr(holder, "_proxy", None)
+    if current is not conn:
+        return None
+    # Warns of listeners that were left, and invalidates cursors and prepared statements that were kept.
+    connection._on_release()  # noqa: SLF001 - see the module
+    await connection.reset(timeout=seconds)
+    if conn._detach() is None:  # noqa: SLF001
+        return None
+    holder._proxy = proxy = type(conn)(holder, connection)  # noqa: SLF001
+    return proxy
