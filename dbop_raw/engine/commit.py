@@ -36,7 +36,9 @@ __all__ = [
     "Resolution",
     "RowRecord",
     "XidRecord",
+    "make_reference_table",
     "resolve_and_tell",
+    "still_at_work",
 ]
 
 # The pause (seconds) between two look-ups, while the server is not there or the transaction is still open.
@@ -68,30 +70,65 @@ class CommitRecord(Protocol):
     """What a transaction leaves behind so that its outcome can be looked up."""
 
     def opening(self) -> str:
-        """SQL for the BEGIN message."""
+        """Give SQL for the BEGIN message."""
         ...
 
     def capture(self, conn: Connection) -> None:
         """Read what the server reported of the opening; called just before COMMIT, with no I/O."""
         ...
 
+    async def at_work(self, conn: Connection) -> bool:
+        """Ask on another connection: is the transaction's own session still at work on its COMMIT?"""
+        ...
+
     async def look_up(self, conn: Connection) -> Resolution | None:
-        """Ask on another connection; None: not known yet, ask again."""
+        """Ask on another connection what became of it; None: not known yet, ask again."""
         ...
 
 
-def _label(text: str) -> str:
-    """SQL that names the session, so that a session left hanging can be found."""
-    return f"SELECT pg_catalog.set_config('application_name', {text}, true)"
+# The name of a session is kept in front of ours, so that a person who looks at the server still knows it.
+_NAME_KEPT = 20
+
+
+def _label(mark: str) -> str:
+    """SQL that puts `mark`, an expression, behind the session's name, which the server reports."""
+    return (
+        "SELECT pg_catalog.set_config('application_name', pg_catalog.concat_ws(' ', NULLIF(pg_catalog.left("
+        f"pg_catalog.current_setting('application_name'), {_NAME_KEPT}), ''), {mark}), true)"
+    )
+
+
+# A session is found by the end of its name, which is the mark; $1 is the mark.
+_BY_MARK = "pg_catalog.right(application_name, pg_catalog.length($1)) OPERATOR(pg_catalog.=) $1"
+_AT_WORK = (
+    "SELECT EXISTS (SELECT FROM pg_catalog.pg_stat_activity WHERE state OPERATOR(pg_catalog.=) 'active' AND "
+)
+_TERMINATE = "SELECT pg_catalog.pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity WHERE "
+_NOT_ME = " AND pid OPERATOR(pg_catalog.<>) pg_catalog.pg_backend_pid()"
+
+
+async def _make_durable(conn: Connection) -> None:
+    """COMMIT with WAL written: answered only when all WAL before it is as durable as the server is set.
+
+    A session that waits for a synchronous standby and is ended makes its rows visible, though a fail-over
+    still loses them. WAL is acknowledged in order, so what this COMMIT is told holds for the one in doubt.
+    (PostgreSQL, "Synchronous Replication" and `pg_logical_emit_message`.)
+    """
+    await conn.execute(
+        sql.join("BEGIN", "SELECT pg_catalog.pg_logical_emit_message(true, 'dbop_raw', ''::pg_catalog.text)")
+    )
+    await conn.execute(sql.COMMIT)
 
 
 class RowRecord:
-    """A row that can be inserted only once: a commit token, or a chunk in a ledger."""
+    """A row that can be inserted only once: a commit token, or a chunk in a ledger.
 
-    def __init__(self, insert: str, table: str, schema: str | None) -> None:
+    Args:
+        insert: The INSERT, without ON CONFLICT.
+    """
+
+    def __init__(self, insert: str) -> None:
         self._insert = insert
-        self._table = table
-        self._schema = schema
         self._mark = f"dbop_raw:{uuid.uuid4().hex}"
 
     def opening(self) -> str:
@@ -101,40 +138,34 @@ class RowRecord:
     def capture(self, conn: Connection) -> None:
         """Nothing to read: the row is known."""
 
-    def is_duplicate(self, exc: BaseException) -> bool:
-        """Does `exc` say that the row is there already?"""
-        return (
-            isinstance(exc, asyncpg.UniqueViolationError)
-            and exc.table_name == self._table
-            and (self._schema is None or exc.schema_name == self._schema)
-        )
+    async def at_work(self, conn: Connection) -> bool:
+        """Ask for a session with our mark."""
+        return bool(await conn.fetchval(f"{_AT_WORK}{_BY_MARK}{_NOT_ME})", self._mark))
 
     async def look_up(self, conn: Connection) -> Resolution | None:
-        """Insert the same row: it waits for the transaction in doubt, then tells."""
+        """Insert the same row: it waits for the transaction in doubt, then tells.
+
+        By ON CONFLICT DO NOTHING, and not by the fields of an error, which a distributed server leaves out.
+        """
         limits = sql.set_limits((2 * _WAIT_MS, _WAIT_MS))
         try:
-            await conn.execute(sql.join("BEGIN", limits, self._insert))
-        except asyncpg.UniqueViolationError as exc:
-            await conn.execute(sql.ROLLBACK)
-            return Resolution.COMMITTED if self.is_duplicate(exc) else Resolution.UNKNOWN
+            tag = await conn.execute(sql.join("BEGIN", limits, f"{self._insert} ON CONFLICT DO NOTHING"))
         except (asyncpg.QueryCanceledError, asyncpg.LockNotAvailableError):
             await conn.execute(sql.ROLLBACK)
-            await conn.execute(
-                "SELECT pg_catalog.pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity "
-                "WHERE application_name OPERATOR(pg_catalog.=) $1 AND pid OPERATOR(pg_catalog.<>) "
-                "pg_catalog.pg_backend_pid()",
-                self._mark,
-            )
+            await conn.execute(f"{_TERMINATE}{_BY_MARK}{_NOT_ME}", self._mark)
             return None
         await conn.execute(sql.ROLLBACK)
-        return Resolution.ABORTED
+        if not tag.endswith(" 0"):
+            return Resolution.ABORTED
+        await _make_durable(conn)
+        return Resolution.COMMITTED
 
 
 # One number for the incarnation of a server: equal only as long as its transaction ids mean the same
-# transactions.
+# transactions. Its start, in microseconds, tells one cluster from another (the system identifier would too,
+# but not every role may read it); the statistics' start tells of a crash, the timeline of a promotion.
 _INCARNATION = (
     "pg_catalog.hashtextextended(pg_catalog.concat_ws(',', "
-    "(SELECT system_identifier FROM pg_catalog.pg_control_system()), "
     "pg_catalog.substr(pg_catalog.pg_walfile_name(pg_catalog.pg_current_wal_insert_lsn()), 1, 8), "
     "pg_catalog.date_part('epoch', pg_catalog.pg_postmaster_start_time()), "
     "(SELECT pg_catalog.date_part('epoch', stats_reset) FROM pg_catalog.pg_stat_bgwriter)), 0)"
@@ -162,10 +193,21 @@ class XidRecord:
     def capture(self, conn: Connection) -> None:
         """Read what the server reported."""
         reported = str(getattr(conn.get_settings(), "application_name", "") or "")
-        prefix, _, rest = reported.partition(":")
-        incarnation, _, xid = rest.partition(":")
-        if prefix == "dbop_raw" and incarnation and xid:
+        incarnation, _, xid = reported.rpartition(_PREFIX)[2].partition(":")
+        if _PREFIX in reported and incarnation and xid:
             self._incarnation, self._xid = int(incarnation), int(xid)
+
+    @property
+    def _xid_of_pid(self) -> str:
+        """As `backend_xid` shows it: without the epoch."""
+        return str((self._xid or 0) % 2**32)
+
+    async def at_work(self, conn: Connection) -> bool:
+        """Ask for a session with this transaction."""
+        if self._xid is None:
+            return False
+        query = f"{_AT_WORK}backend_xid::pg_catalog.text OPERATOR(pg_catalog.=) $1)"
+        return bool(await conn.fetchval(query, self._xid_of_pid))
 
     async def look_up(self, conn: Connection) -> Resolution | None:
         """Ask `pg_xact_status`, if the server that answers is the one that gave the id."""
@@ -184,14 +226,13 @@ class XidRecord:
             return Resolution.UNKNOWN
         if row["status"] == "in progress":
             await conn.execute(
-                "SELECT pg_catalog.pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity "
-                "WHERE backend_xid::pg_catalog.text OPERATOR(pg_catalog.=) $1",
-                str(self._xid % 2**32),
+                f"{_TERMINATE}backend_xid::pg_catalog.text OPERATOR(pg_catalog.=) $1", self._xid_of_pid
             )
             return None
-        return {"committed": Resolution.COMMITTED, "aborted": Resolution.ABORTED}.get(
-            row["status"], Resolution.UNKNOWN
-        )
+        if row["status"] == "committed":
+            await _make_durable(conn)
+            return Resolution.COMMITTED
+        return Resolution.ABORTED if row["status"] == "aborted" else Resolution.UNKNOWN
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -207,6 +248,9 @@ class CommitTokens:
     """None: where the search_path finds it."""
     keep: float = 86_400.0
     """Seconds that `purge` keeps a token: longer than any COMMIT may stay in doubt."""
+    reference: bool = False
+    """For Citus: `install` makes it a reference table. A transaction on one worker commits there first and
+    without two phases, so a token in a local table may say that it did not."""
 
     def __post_init__(self) -> None:
         sql.relation(self.table, self.schema)
@@ -228,6 +272,8 @@ class CommitTokens:
             f"CREATE INDEX IF NOT EXISTS {sql.identifier(self.table[:50] + '_at')} ON "
             f"{sql.relation(self.table, self.schema)} (at)"
         )
+        if self.reference:
+            await make_reference_table(conn, sql.relation(self.table, self.schema))
 
     async def purge(self, conn: Connection) -> int:
         """Delete the tokens older than `keep` seconds: an operation; gives how many."""
@@ -242,11 +288,39 @@ class CommitTokens:
     def record(self) -> RowRecord:
         """A new token, for one transaction."""
         relation = sql.relation(self.table, self.schema)
-        return RowRecord(f"INSERT INTO {relation} (token) VALUES ('{uuid.uuid4()}')", self.table, self.schema)
+        return RowRecord(f"INSERT INTO {relation} (token) VALUES ('{uuid.uuid4()}')")
 
 
 # NAMEDATALEN - 1
 _LONGEST_NAME = 63
+
+
+async def make_reference_table(conn: Connection, relation: str) -> None:
+    """Make `relation` a reference table of Citus, unless it is one."""
+    known = (
+        "SELECT EXISTS (SELECT FROM pg_catalog.pg_dist_partition "
+        "WHERE logicalrelid OPERATOR(pg_catalog.=) $1::pg_catalog.text::pg_catalog.regclass)"
+    )
+    if not await conn.fetchval(known, relation):
+        await conn.execute("SELECT create_reference_table($1)", relation)
+
+
+async def still_at_work(record: CommitRecord, capacity: Capacity) -> bool:
+    """Is the session seen to be at work on a COMMIT whose answer is late? False where nobody can tell."""
+    try:
+        checkout = await capacity.acquire(shed=False)
+    except Exception:  # noqa: BLE001 - then it counts as lost, and is looked up
+        return False
+    try:
+        found = await record.at_work(checkout.conn)
+    except BaseException as exc:
+        verdict = classify(exc, overrides=capacity.settings.verdicts)
+        await capacity.release(checkout, error=verdict, lost=True)
+        if not isinstance(exc, Exception):
+            raise
+        return False
+    await capacity.release(checkout)
+    return found
 
 
 async def resolve_and_tell(

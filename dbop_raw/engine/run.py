@@ -13,6 +13,7 @@ import contextlib
 import enum
 import math
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
 
 import anyio
@@ -27,6 +28,7 @@ from dbop_raw.engine.commit import (
     Resolution,
     XidRecord,
     resolve_and_tell,
+    still_at_work,
 )
 from dbop_raw.failure.classify import classify
 from dbop_raw.failure.errors import (
@@ -263,7 +265,9 @@ class Run:
         if record is not None and session.control.begun:
             record.capture(session.conn)
         try:
-            await session.commit(can_be_looked_up=record is not None)
+            await session.commit(
+                still_at_work=None if record is None else partial(still_at_work, record, self.capacity)
+            )
         except CommitUnknown as doubt:
             verdict = await work.failed(doubt)
             if self.call.readonly and isinstance(doubt.__cause__, Exception):

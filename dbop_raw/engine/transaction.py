@@ -1,7 +1,7 @@
 """`engine.transaction()`: one transaction for a block of plain code, no retry.
 
-It may be entered in one task and left in another, as asyncpg's own can: a test's fixture and an async generator
-do that. So no cancel scope stands open while the block runs; a deadline is a timer.
+It may be entered in one task and left in another, as asyncpg's own can: a test's fixture and an async
+generator do that. So no cancel scope stands open while the block runs; a deadline is a timer.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import math
 import sys
+from functools import partial
 from types import FrameType, TracebackType
 
 import anyio
@@ -16,7 +17,13 @@ import anyio
 from dbop_raw.driver import sql
 from dbop_raw.driver.connection import Connection, discard
 from dbop_raw.engine.capacity import Capacity
-from dbop_raw.engine.commit import CommitRecord, NotCommitted, Resolution, resolve_and_tell
+from dbop_raw.engine.commit import (
+    CommitRecord,
+    NotCommitted,
+    Resolution,
+    resolve_and_tell,
+    still_at_work,
+)
 from dbop_raw.engine.run import Work, tell_doubt
 from dbop_raw.failure.errors import CommitUnknown, OperationTimeout
 from dbop_raw.session.frame import Frame
@@ -86,7 +93,7 @@ class Transaction:
                     await self._failed(work, exc)
                     raise
             if limit.cancelled_caught:
-                raise OperationTimeout(seconds=seconds or 0.0, by_server=False)
+                raise OperationTimeout(seconds=seconds or 0.0, by_server=False)  # noqa: TRY301
         except BaseException:
             capacity.ended()
             raise
@@ -115,7 +122,7 @@ class Transaction:
             try:
                 if error is not None:
                     await work.session.rollback(error)
-                    raise error
+                    raise error  # noqa: TRY301 - it ends as one that is raised here does
                 await work.session.end(self._frame)
             except BaseException as exc:
                 await self._failed(work, exc, over=over)
@@ -143,7 +150,9 @@ class Transaction:
         if record is not None and session.control.begun:
             record.capture(session.conn)
         try:
-            await session.commit(can_be_looked_up=record is not None)
+            await session.commit(
+                still_at_work=None if record is None else partial(still_at_work, record, self._capacity)
+            )
         except CommitUnknown as doubt:
             await work.failed(doubt)
             if self._readonly and isinstance(doubt.__cause__, Exception):

@@ -405,7 +405,7 @@ class _Ingest(Generic[Item]):
         try:
             result = await self.engine.run_recorded(op, record, retry=self.retry)
         except asyncpg.UniqueViolationError as exc:
-            if record is None or not record.is_duplicate(exc):
+            if self.ledger is None or exc.table_name != self.ledger.table:
                 raise
             # Another process with the same ledger was first, or our own COMMIT of a run before.
             self._landed(chunk)

@@ -75,7 +75,7 @@ class Ledger:
         """The row of one chunk."""
         values = f"{sql.literal(self.name)}, {chunk:d}, {size:d}, {items:d}"
         insert = f"INSERT INTO {self.relation} (name, chunk, size, items) VALUES ({values})"
-        return RowRecord(insert, self.table, self.schema)
+        return RowRecord(insert)
 
 
 async def install(ledger: Ledger, conn: Connection) -> None:

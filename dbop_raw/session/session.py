@@ -147,14 +147,15 @@ class Session(Scope):
         if isinstance(original, Exception) and not isinstance(original, OperationTimeout):
             raise RollbackFailed(original=original, rollback_error=failure) from original
 
-    async def commit(self, *, can_be_looked_up: bool = False) -> None:
+    async def commit(self, *, still_at_work: Callable[[], Awaitable[bool]] | None = None) -> None:
         """COMMIT, and know what became of it.
 
         A cancellation waits for the answer, at most the bound for it, and is then raised.
 
         Args:
-            can_be_looked_up: The caller can look up the outcome, so an answer that is not here after the
-                bound for it, or after half of the time left, counts as lost: the other half is for the
+            still_at_work: The caller can look up the outcome, and asks by this whether the server is seen to
+                be at work on it. Where it is not after the bound for an answer, the answer counts as lost.
+                With a deadline it counts as lost after half of the time left: the other half is for the
                 look-up.
 
         Raises:
@@ -170,7 +171,11 @@ class Session(Scope):
         answer: EagerCall[str] = EagerCall(self.conn.execute(sql.COMMIT))
         cancelled: BaseException | None = None
         try:
-            await answer.wait(self._patience(can_be_looked_up=can_be_looked_up))
+            await answer.wait(self._patience(can_be_looked_up=still_at_work is not None))
+            while not answer.done and still_at_work is not None and math.isinf(self.deadline):
+                if not await still_at_work():
+                    break
+                await answer.wait(self.settings.bounds.answer)
         except BaseException as exc:  # noqa: BLE001 - a cancellation: raised below, when the answer is known
             cancelled = exc
             await self._await_answer(answer)

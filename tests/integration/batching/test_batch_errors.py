@@ -783,6 +783,9 @@ class _BeginsOnce:
     def capture(self, conn: Any) -> None:
         pass
 
+    async def at_work(self, conn: Any) -> bool:
+        raise NotImplementedError
+
     async def look_up(self, conn: Any) -> None:
         pass
 

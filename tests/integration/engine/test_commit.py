@@ -581,6 +581,19 @@ def _set_standby(server: Server, name: str) -> None:
     raise AssertionError("the setting did not come")
 
 
+async def _wait_until_one_waits(dsn: str) -> None:
+    """Wait for the look-up's own COMMIT."""
+    conn = await asyncpg.connect(dsn)
+    try:
+        with anyio.fail_after(10):
+            while not await conn.fetchval(
+                "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
+            ):
+                await anyio.sleep(0.01)
+    finally:
+        await conn.close()
+
+
 async def _terminate_who_waits(dsn: str) -> None:
     conn = await asyncpg.connect(dsn)
     try:
@@ -595,19 +608,38 @@ async def _terminate_who_waits(dsn: str) -> None:
 
 
 @pytest.mark.parametrize("way", ["none", *WAYS])
-async def test_a_commit_ended_while_it_waits_for_a_standby_is_committed_and_found_so(
+async def test_a_commit_ended_while_it_waits_for_a_standby_is_in_doubt_while_none_is_there(
     way: str, own_server: Server, own_world: World, request: pytest.FixtureRequest
 ) -> None:
+    """It is visible, and a fail-over would lose it."""
     engine = await own_world.by(way)
     request.getfixturevalue("waits_for_a_standby")
     async with anyio.create_task_group() as group:
         group.start_soon(_terminate_who_waits, own_server.dsn)
-        if way == "none":
-            with pytest.raises(CommitUnknown):
-                await engine.run(own_world.body, retry=QUICK)
-        else:
-            assert await engine.run(own_world.body, resolve_commit=True) == "result of start 1"
+        with pytest.raises(CommitUnknown):
+            await engine.run(own_world.body, retry=QUICK, resolve_commit=way != "none", deadline=3)
     assert (own_world.starts, own_world.rows()) == (1, 1)
+    assert engine.stats().commits_found_committed == 0
+
+
+@pytest.mark.parametrize("way", WAYS)
+async def test_a_commit_ended_while_it_waits_for_a_standby_is_found_committed_when_one_has_it(
+    way: str, own_server: Server, own_world: World, request: pytest.FixtureRequest
+) -> None:
+    engine = await own_world.by(way)
+    request.getfixturevalue("waits_for_a_standby")
+
+    async def ended_and_then_there() -> None:
+        await _terminate_who_waits(own_server.dsn)
+        await _wait_until_one_waits(own_server.dsn)
+        assert engine.stats().commits_found_committed == 0
+        await anyio.to_thread.run_sync(_set_standby, own_server, "")
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(ended_and_then_there)
+        assert await engine.run(own_world.body, resolve_commit=True) == "result of start 1"
+    assert (own_world.starts, own_world.rows()) == (1, 1)
+    assert engine.stats().commits_found_committed == 1
 
 
 def test_the_faults_that_are_meant_are_the_faults_that_are_there() -> None:
