@@ -1,4 +1,6 @@
-"""What the tests of the engine share: an observer that remembers, bodies that fail on purpose, a proxy with its pool."""
+"""What the tests of the engine share: an observer, bodies that fail on purpose, a pool behind a proxy."""
+
+# ruff: noqa: ASYNC110 - what the server or the pool has done, only asking again can tell
 
 from __future__ import annotations
 
@@ -30,7 +32,7 @@ QUICK = RetryPolicy(attempts=3, first_delay=0.001, max_delay=0.01)
 
 
 def without_tls(dsn: str) -> str:
-    """Without asyncpg's question for TLS: cancelled in the middle, it leaves an error that nobody retrieves."""
+    """Without asyncpg's question for TLS: cut off in the middle, it leaves an error that nobody retrieves."""
     return f"{dsn}{'&' if '?' in dsn else '?'}sslmode=disable"
 
 

@@ -1,4 +1,4 @@
-"""A pool's own hooks, whatever they use: a cancel scope of theirs may open and close within any command of ours."""
+"""A pool's own hooks may use anyio: a cancel scope of theirs opens and closes within any command of ours."""
 
 from __future__ import annotations
 
