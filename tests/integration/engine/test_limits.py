@@ -391,6 +391,27 @@ async def test_of_a_later_try_the_limit_that_ran_out_is_raised(
     assert slow is in_the_client or engine.stats().evicted == 0
 
 
+@pytest.mark.parametrize("slow", [in_the_server, in_the_client], ids=lambda slow: slow.__name__)
+async def test_a_timeout_a_try_that_ran_out_at_the_last_try_is_the_cause(
+    slow: Body, single: asyncpg.Pool
+) -> None:
+    starts: list[int] = []
+
+    async def body(conn: Any) -> None:
+        starts.append(1)
+        if len(starts) == 1:
+            await raising("40001")(conn)
+        await slow(conn)
+
+    twice = RetryPolicy(attempts=2, first_delay=0.001)
+    with pytest.raises(RetriesExhausted) as caught:
+        await Engine(single).run(pipe(body, timeout(0.3), retry(twice)))
+    cause = caught.value.__cause__
+    assert type(cause) is OperationTimeout
+    assert (cause.seconds, cause.by_server) == (0.3, slow is in_the_server)
+    assert len(starts) == 2
+
+
 @LEVELS
 async def test_a_deadline_over_a_later_try_names_what_the_try_ran_into(
     code: str, single: asyncpg.Pool
