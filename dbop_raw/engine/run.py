@@ -102,6 +102,8 @@ class Failed(NamedTuple):
     phase: Phase
     check_constraints: bool = False
     """COMMIT refused a deferred constraint, and checked earlier the operation can blame it on an item."""
+    begun: bool = False
+    """Under autocommit: more than the statement that failed was sent, and is done."""
 
 
 class InDoubt(NamedTuple, Generic[T]):
@@ -198,6 +200,8 @@ class Run:
             phase = Phase.BODY
             work = self._work(checkout, record)
             frame = self._frame()
+            if call.begin is None and call.policy is not None:
+                work.session.counting()
             try:
                 result = await work.session.run(call.op.step, frame)
             except Exception as exc:  # noqa: BLE001 - a value from here on
@@ -249,10 +253,14 @@ class Run:
         if self.call.begin is None and verdict.repair is Repair.UNKNOWN:
             # The statement was lost on its way, and commits by itself.
             tell_doubt(self.capacity, self.call.op.name)
-            doubt = CommitUnknown()
+            doubt = CommitUnknown(looked_up=None)
             doubt.__cause__ = error
             return Failed(doubt, verdict, Phase.BODY)
-        return Failed(error, verdict, Phase.BODY)
+        begun = False
+        if self.call.begin is None and work.session.uncounted is not None:
+            counting = work.session.counting()
+            begun = counting.done > 0 or counting.sent > 1
+        return Failed(error, verdict, Phase.BODY, begun=begun)
 
     def _deadline_over(self, phase: Phase, *, by_server: bool, cause: Exception | None) -> Failed:
         seconds = self.call.limit if self.total < self.call.deadline else self.call.timeout
@@ -302,7 +310,9 @@ class Run:
             error = NotCommitted()
             error.__cause__ = outcome.error
             return Failed(error, _NOT_COMMITTED, Phase.COMMIT)
-        return unknown
+        doubt = CommitUnknown(looked_up=True)
+        doubt.__cause__ = outcome.error.__cause__
+        return unknown._replace(error=doubt)
 
     # --- what follows
 
@@ -350,7 +360,9 @@ class Run:
             return classify(undone, overrides=self.capacity.settings.verdicts)
         if isinstance(error, CommitUnknown):
             return verdict
-        if self.call.begin is None and not self.call.readonly and outcome.phase is Phase.BODY:
+        if self.call.begin is None and outcome.phase is Phase.BODY:
+            if outcome.begun:
+                return replace(verdict, repair=Repair.NEVER)
             if isinstance(error, OperationTimeout):
                 # The client gave up on a statement that commits by itself: it may have been done.
                 return replace(verdict, repair=Repair.UNKNOWN)

@@ -172,7 +172,7 @@ class Transaction:
         if resolution is Resolution.ABORTED:
             raise NotCommitted from doubt
         if resolution is Resolution.UNKNOWN:
-            raise doubt
+            raise CommitUnknown(looked_up=True) from doubt.__cause__
 
 
 class _Watch:

@@ -184,11 +184,17 @@ class CommitUnknown(DbopError):
     autocommitted statement was lost on its way.
     """
 
-    def __init__(self) -> None:
-        """Takes nothing: that nothing is known is all there is to tell."""
+    def __init__(self, *, looked_up: bool | None = False) -> None:
+        """Take whether the outcome was looked up; None: it can't be (autocommit)."""
+        if looked_up:
+            advice = "it was looked up, and the server could not be asked or could not tell"
+        elif looked_up is None:
+            advice = "in a transaction, run with autocommit left out, it could be looked up"
+        else:
+            advice = "or run it with resolve_commit=True, which finds out"
         super().__init__(
             "the answer was lost, so the work may be committed or not: look in the database before you do it "
-            "again, or run it with resolve_commit=True, which finds out"
+            f"again; {advice}"
         )
 
 

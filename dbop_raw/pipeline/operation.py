@@ -68,6 +68,8 @@ class Operation(Generic[T_co]):
         scope = scope_of(conn)
         if scope is not None:
             return await scope.call(self.step)
+        if not hasattr(conn, "is_in_transaction"):
+            raise TypeError(_not_a_connection(self.name, conn))
         scope = Scope(conn)
         register(scope)
         try:
@@ -111,6 +113,23 @@ def to_operation(op: AnyOperation[T]) -> Operation[T]:
     return Operation(step, name_of(function))
 
 
+def _not_a_connection(name: str, thing: object) -> str:
+    kind = type(thing).__name__
+    if hasattr(thing, "run") and hasattr(thing, "transaction"):
+        return (
+            f"{name} was called with an {kind}, and takes a connection: write `await engine.run({name}(…))`"
+        )
+    if hasattr(thing, "acquire"):
+        return (
+            f"{name} was called with a {kind}, and takes a connection: make an Engine of the pool, and write "
+            f"`await engine.run({name}(…))`"
+        )
+    return (
+        f"{name} was called with {_kind(thing)}, and takes a connection: the one that a body was given, or "
+        "that engine.transaction() or pool.acquire() gave"
+    )
+
+
 _GENERATORS = inspect.CO_GENERATOR | inspect.CO_ASYNC_GENERATOR
 
 
@@ -123,6 +142,11 @@ def _check_callable(op: object) -> None:
             f"{_kind(op)} is an awaitable that exists already and can run only once: give the function "
             "itself, or `lambda conn: f(conn, …)`, so that it can be called with a connection, and again for "
             "a retry"
+        )
+    if isinstance(op, _Maker):
+        raise TypeError(
+            f"{name_of(op)} is an operation that was not called: give {name_of(op)}(…), with its arguments "
+            "and without the connection"
         )
     if isinstance(op, type) or not callable(op):
         raise TypeError(
@@ -146,34 +170,63 @@ def _plain_arguments(signature: inspect.Signature) -> tuple[int, int]:
     return (1, 0) if keywords or not needed else (len(needed) - 1, len(plain) - 1)
 
 
-def operation(function: Callable[Concatenate[Any, P], Awaitable[T]]) -> Callable[P, Operation[T]]:
-    """Make `async def f(conn, *args) -> T` into `f(*args) -> Operation[T]`.
+class _Maker(Generic[P, T]):
+    """What `operation` makes of a function: called with its arguments, it gives an operation.
 
-    The arguments are checked against the function's signature when the operation is made, not when it runs: a
-    missing one is a `TypeError` at the line that forgot it.
+    Got from an instance it is bound to it, as a method is: the function then takes `self` before `conn`.
     """
-    signature = inspect.signature(function)
-    name = name_of(function)
-    least, most = _plain_arguments(signature)
 
-    @functools.wraps(function)
-    def make(*args: P.args, **kwargs: P.kwargs) -> Operation[T]:
-        if kwargs or not least <= len(args) <= most:
-            signature.bind(None, *args, **kwargs)
+    def __init__(
+        self, function: Callable[Concatenate[Any, P], Awaitable[T]], owner: tuple[Any, ...] = ()
+    ) -> None:
+        functools.update_wrapper(self, function)
+        # update_wrapper() leaves the signature with the connection; what is called has none.
+        del self.__wrapped__  # type: ignore[attr-defined]
+        signature = inspect.signature(function)
+        parameters = list(signature.parameters.values())
+        self.__signature__ = signature.replace(parameters=parameters[len(owner) + 1 :])
+        self._function: Callable[..., Awaitable[T]] = function
+        self._owner = owner
+        self._signature = signature
+        self._name = name_of(function)
+        least, most = _plain_arguments(signature)
+        self._least, self._most = max(0, least - len(owner)), most - len(owner)
+
+    def __repr__(self) -> str:
+        """With the function's name."""
+        return f"<operation {self._name}>"
+
+    def __get__(self, instance: object, owner: type | None = None) -> _Maker[P, T]:
+        """Bind to `instance`."""
+        return self if instance is None else _Maker(self._function, (instance,))
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Operation[T]:
+        function, owner = self._function, self._owner
+        if kwargs or not self._least <= len(args) <= self._most:
+            self._signature.bind(*owner, None, *args, **kwargs)
 
         async def step(scope: Scope, frame: Frame) -> T:
             return await scope.body(call, frame)
 
         def call(conn: Connection) -> Awaitable[T]:
-            return function(conn, *args, **kwargs)
+            return function(*owner, conn, *args, **kwargs)
 
-        call.__qualname__ = name
+        call.__qualname__ = name = self._name
         return Operation(step, name)
 
-    # wraps() copies the signature with `conn`; what is called has none.
-    del make.__wrapped__
-    make.__signature__ = signature.replace(parameters=list(signature.parameters.values())[1:])  # type: ignore[attr-defined]
-    return make
+
+def operation(function: Callable[Concatenate[Any, P], Awaitable[T]]) -> Callable[P, Operation[T]]:
+    """Make `async def f(conn, *args) -> T` into `f(*args) -> Operation[T]`.
+
+    A method is made one too: `async def f(self, conn, *args)`, called as `thing.f(*args)`. The arguments are
+    checked against the function's signature when the operation is made, not when it runs: a missing one is a
+    `TypeError` at the line that forgot it.
+
+    Args:
+        function: An async function whose first parameter (of a method, the one after `self`) is the
+            connection.
+    """
+    return _Maker(function)
 
 
 @dataclass(frozen=True, slots=True)

@@ -167,15 +167,26 @@ class Retry:
         return result
 
     async def _in_place(self, inner: Operation[T], scope: Scope, frame: Frame, attempts: Attempts) -> T:
-        """Without a transaction a failed statement has undone itself: the same connection can try again."""
+        """Without a transaction a failed statement has undone itself: the same connection can try again.
+
+        Only as long as it was the body's first: what was done before it is done.
+        """
+        counting = scope.counting()
         while True:
             attempts.count += 1
+            sent, done = counting.sent, counting.done
             try:
                 return await inner.step(scope, frame)
             except Exception as exc:
                 verdict = scope.verdict(exc)
                 lost = isinstance(exc, OperationTimeout) and not scope.readonly
-                if lost or verdict.repair not in {Repair.SAVEPOINT, Repair.TRANSACTION} or verdict.evict:
+                begun = counting.done > done or counting.sent > sent + 1
+                if (
+                    lost
+                    or begun
+                    or verdict.repair not in {Repair.SAVEPOINT, Repair.TRANSACTION}
+                    or verdict.evict
+                ):
                     # `lost`: cancelled by us, but perhaps after it was done; only a statement that writes
                     # nothing may be repeated.
                     raise

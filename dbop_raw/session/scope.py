@@ -21,6 +21,7 @@ import anyio
 import asyncpg
 
 from dbop_raw.driver.connection import Connection, discard, is_gone
+from dbop_raw.driver.counting import CountingConnection
 from dbop_raw.failure.classify import classify
 from dbop_raw.failure.errors import RollbackFailed, TransactionMisuse
 from dbop_raw.failure.policy import Attempts
@@ -70,6 +71,7 @@ class Scope:
         "readonly",
         "retries",
         "settings",
+        "uncounted",
     )
 
     def __init__(
@@ -86,6 +88,8 @@ class Scope:
         self.control = ControlBuffer(begin)
         self.readonly = readonly
         self.attempts: dict[object, Attempts] = {} if attempts is None else attempts
+        # The connection itself, where `conn` stands for it and counts.
+        self.uncounted: Connection | None = None
         # How often each retrying operation was called in this transaction: a second call counts for itself.
         self.calls: dict[object, int] = {}
         # Starts after the first, at any level inside this scope: for statistics.
@@ -106,6 +110,14 @@ class Scope:
         Asked when it matters, since a body may begin one of its own where we have none.
         """
         return self.control.state is not _NONE or bool(self.conn.is_in_transaction())
+
+    def counting(self) -> CountingConnection:
+        """Count the statements that bodies send from now on: they get a connection that does."""
+        if self.uncounted is None:
+            self.uncounted, self.conn = self.conn, CountingConnection(self.conn)
+            register(self)
+        counting: CountingConnection = self.conn
+        return counting
 
     def verdict(self, exc: BaseException) -> Verdict:
         """`classify` with this engine's own rows, and with what the connection's state adds."""
@@ -342,6 +354,8 @@ def register(scope: Scope) -> None:
 def unregister(scope: Scope) -> None:
     """The scope is over."""
     _scopes.pop(id(scope.conn), None)
+    if scope.uncounted is not None:
+        _scopes.pop(id(scope.uncounted), None)
 
 
 def scope_of(conn: Connection) -> Scope | None:

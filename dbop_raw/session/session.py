@@ -16,7 +16,7 @@ import anyio
 import asyncpg
 
 from dbop_raw.driver import sql
-from dbop_raw.driver.connection import Connection, discard, is_gone
+from dbop_raw.driver.connection import Connection, discard, is_customised, is_gone
 from dbop_raw.driver.underway import EagerCall
 from dbop_raw.failure.errors import CommitUnknown, OperationTimeout, RollbackFailed, TransactionAborted
 from dbop_raw.failure.policy import Attempts
@@ -168,7 +168,11 @@ class Session(Scope):
             return
         self.control.drop()
         # Not simply awaited: asyncio's task.cancel() would cancel the COMMIT itself, whatever shields it.
-        answer: EagerCall[str] = EagerCall(self.conn.execute(sql.COMMIT))
+        commit = self.conn.execute(sql.COMMIT)
+        if is_customised(self.conn):
+            # It may open cancel scopes, which a wait for it must not open others in between of.
+            commit = asyncio.ensure_future(commit)
+        answer: EagerCall[str] = EagerCall(commit)
         cancelled: BaseException | None = None
         try:
             await answer.wait(self._patience(can_be_looked_up=still_at_work is not None))
