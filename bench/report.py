@@ -43,7 +43,7 @@ def shown(value: float, unit: str) -> str:
     if unit.endswith("/s"):
         return f"{value:,.0f}"
     if unit != "s" and not unit.endswith(" s"):
-        return f"{value:g}"
+        return f"{value:,.0f}" if float(value).is_integer() else f"{value:g}"
     if value < 0.001:
         return f"{1e6 * value:.{1 if value < 0.0001 else 0}f} µs"
     return f"{1000 * value:.2f} ms" if value < 1 else f"{value:.1f} s"
