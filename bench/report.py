@@ -58,7 +58,8 @@ def text_of(result: Result, case: str, contender: str, unit: str, base: str = ""
     text = shown(median, unit)
     if len(values) > 1:
         text += f" (±{50 * (max(values) - min(values)) / median if median else 0:.0f} %)"
-    return f"{text}, {median / result.median(case, base, unit):.2g}" if base else text
+    ratio = median / result.median(case, base, unit) if base else 0
+    return f"{text}, {ratio:.2g}" if ratio > 0 else text
 
 
 def markdown(result: Result, title: str, sections: Mapping[str, Section]) -> str:
@@ -196,6 +197,8 @@ def _bars(axis: Any, result: Result, section: Section, cases: Sequence[str]) -> 
 def _curves(axis: Any, result: Result, section: Section, cases: Sequence[str]) -> None:
     for name in reversed(result.contenders(cases[0])):
         points = {name_of(case): result.median(case, name, section.chart) for case in cases}
+        if all(map(math.isnan, points.values())):
+            continue
         axis.plot(list(points), list(points.values()), "o-", label=name)
         if max(points.values()) > 20 * min(points.values()) > 0:
             axis.set_yscale("log")

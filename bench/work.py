@@ -11,7 +11,7 @@ from datetime import datetime
 from typing import Any
 
 from bench import flights
-from bench.measure import NotMeasured
+from bench.measure import Call, NotMeasured, timed
 from dbop_raw.driver import sql
 
 Conn = Any
@@ -76,6 +76,18 @@ class Work:
             raise AssertionError(
                 f"wrong: the table has {there} rows, other than the {self.expected[0]} good ones"
             )
+
+    async def written(
+        self, conn: Conn, write: Call, *, count: int | None = None, repeats: int = 1
+    ) -> dict[str, float]:
+        """How long it takes to `write` all rows, or `count`, into the empty table, checked at the end."""
+        took = used = 0.0
+        for _ in range(repeats):
+            await self.reset(conn)
+            found = await timed(write)
+            took, used = took + found["s"] / repeats, used + found["cpu s"] / repeats
+        await self.check(conn)
+        return {"rows/s": (len(self.rows) if count is None else count) / took, "s": took, "cpu s": used}
 
     async def _state(self, conn: Conn) -> State:
         row = await conn.fetchrow(

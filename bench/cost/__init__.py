@@ -125,7 +125,7 @@ def derive(result: Result) -> None:
 
 
 CLEAN = {f"clean {writer}": f"Batches by {writer}, over the number of items" for writer in WRITERS}
-_pairs = partial(Section, units=("items/s", "times bare", "% Python"), by_case=True)
+_pairs = partial(Section, units=("rows/s", "times bare", "% Python"), by_case=True)
 _BESIDE = (
     "Beside the driver's own bulk call in a transaction; bare `copy_text` joins the text without escapes."
 )
@@ -163,12 +163,12 @@ BENCHMARK = Benchmark(
         "failures": _pairs(
             title="Batches by copy_into, over the share of bad items",
             text="Bare is COPY of the good rows alone.",
-            chart="items/s",
+            chart="rows/s",
         ),
         "workers": _pairs(
             title="Ingest with copy_into, over the number of workers",
             text="Bare are so many tasks that COPY the same chunks by hand.",
-            chart="items/s",
+            chart="rows/s",
         ),
     },
     derive=derive,

@@ -12,7 +12,7 @@ import asyncpg
 
 from bench import connected
 from bench.command import Run
-from bench.measure import Call, Case, Contender, timed
+from bench.measure import Call, Case, Contender
 from bench.work import Conn, Work, chunks_of, two_columns
 from dbop_raw import Engine, batch, copy_into, copy_text, execute_many, ingest
 
@@ -80,21 +80,9 @@ def _case(
         async with pool, connected(run.dsn) as conn:
             await work.prepare(conn)
             calls = zip((BARE, OURS), pair(pool, work), strict=True)
-            yield {side: partial(_write, conn, work, call, repeats) for side, call in calls}
+            yield {side: partial(work.written, conn, call, repeats=repeats) for side, call in calls}
 
     return Case(name=name, rounds=run.sizes.batch_rounds, open=opened, seconds=10)
-
-
-async def _write(conn: Conn, work: Work, call: Call, repeats: int) -> Mapping[str, float]:
-    """Write all rows; the table is emptied before each time, not counted, and checked at the end."""
-    took = used = 0.0
-    for _ in range(repeats):
-        await work.reset(conn)
-        found = await timed(call)
-        took, used = took + found["s"], used + found["cpu s"]
-    await work.check(conn)
-    took, used = took / repeats, used / repeats
-    return {"s": took, "cpu s": used, "items/s": len(work.rows) / took}
 
 
 def batch_cases(run: Run) -> Iterator[Case]:

@@ -15,7 +15,7 @@ import asyncpg
 
 from bench import connected
 from bench.line import line_to
-from bench.measure import Case, Contender, Way, rate
+from bench.measure import Case, Contender, Way
 from bench.work import Conn, Row, Work, chunks_of
 from dbop_raw import Engine, batch, copy_into, copy_text, each, execute_many, operation
 from dbop_raw.driver import sql
@@ -240,20 +240,17 @@ def many_case(
 async def write_once(conn: Conn, dsn: str, work: Work, way: Way, chunk: int) -> Mapping[str, float]:
     """One round of one way: connecting is not counted. The table is emptied and checked through `conn`."""
     way.require()
-    await work.reset(conn)
+    # A rate counts bad rows too, so that the ways can be compared; the limits are given the good ones.
     rows: Sequence[Any] = work.good if way.limit else work.text_rows if way.text else work.rows
-    chunks = chunks_of(rows, chunk)
     failed = 0
 
     async def write() -> None:
         nonlocal failed
-        for part in chunks:
+        for part in chunks_of(rows, chunk):
             failed += await load(part)
 
     async with way.open(dsn, work) as load:
-        # Of all rows, bad ones too, so that the ways can be compared; the limits are given the good ones.
-        found = await rate(len(rows), write)
-    await work.check(conn)
+        found = await work.written(conn, write, count=len(rows))
     bad = 0 if way.limit else len(work.bad)
     if failed != bad:
         raise AssertionError(f"wrong: it says that {failed} rows failed, but {bad} are bad")

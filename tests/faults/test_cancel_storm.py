@@ -11,8 +11,8 @@ import asyncpg
 import pytest
 
 from bench.soak.checker import TABLE, Books
-from bench.soak.workload import JOBS, How
 from bench.soak.nemesis import note_complaints, until
+from bench.soak.workload import JOBS, How
 from dbop_raw import CommitTokens, Engine, RetryPolicy
 
 pytestmark = pytest.mark.anyio

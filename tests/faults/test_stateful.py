@@ -27,8 +27,8 @@ from hypothesis.stateful import (
 )
 
 from bench.soak.checker import TABLE, Books
-from bench.soak.workload import JOBS, How
 from bench.soak.nemesis import LINE, note_complaints, until
+from bench.soak.workload import JOBS, How
 from dbop_raw import CommitTokens, CommitUnknown, Engine, RetryPolicy
 from dbop_raw.testing import Fault, FaultProxy, Message, Server
 from tests.support.settings import with_bounds

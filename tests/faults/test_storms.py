@@ -14,8 +14,8 @@ import asyncpg
 import pytest
 
 from bench.soak.checker import TABLE, Books
-from bench.soak.workload import add
 from bench.soak.nemesis import note_complaints, until
+from bench.soak.workload import add
 from dbop_raw import (
     Engine,
     Operation,
