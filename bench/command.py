@@ -18,9 +18,10 @@ from bench.results import FIGURES, RESULTS, Result
 from dbop_raw.testing import Server, ServerError, ServerUnavailable, postgres
 
 
-def size(full: Any, *, quick: Any = None, least: int = 1) -> Any:
+def size(full: Any, about: str = "", *, quick: Any = None, least: int = 1) -> Any:
     """A field that says how much is measured; `quick`: the same in tiny sizes, which show that it works."""
-    return field(default=full, metadata={"quick": full if quick is None else quick, "least": least})
+    quick = full if quick is None else quick
+    return field(default=full, metadata={"about": about, "quick": quick, "least": least})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -126,7 +127,8 @@ class Benchmark:
         for one in fields(self.sizes):
             if one.type == "int":
                 option, least = f"--{one.name.replace('_', '-')}", _at_least(one.metadata["least"])
-                made.add_argument(option, type=least, metavar="N", help=f"default: {one.default:,}")
+                about = one.metadata["about"] and f"{one.metadata['about']}; "
+                made.add_argument(option, type=least, metavar="N", help=f"{about}default: {one.default:,}")
         return made
 
 

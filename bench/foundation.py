@@ -34,16 +34,14 @@ CHUNK, LARGE_CHUNK = 1_000, 10_000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sizes:
-    every: int = size(1, quick=100)
-    """Every so many-th flight is taken."""
-    nested_every: int = size(17, quick=1)
+    every: int = size(1, "take every so many-th flight", quick=100)
+    nested_every: int = size(17, "the same for nested transactions", quick=1)
     flight_rounds: int = size(3, quick=1)
-    pairs: int = size(50_000, quick=4_000)
+    pairs: int = size(50_000, "rows of two columns", quick=4_000)
     pair_rounds: int = size(15, quick=2)
     job_rounds: int = size(3, quick=1)
-    few: int = size(500_000, quick=2_000)
-    """Rows of the short ingest, of the two whose memory is compared."""
-    many: int = size(5_000_000, quick=20_000)
+    few: int = size(500_000, "rows of the short ingest, for its memory", quick=2_000)
+    many: int = size(5_000_000, "rows of the long ingest", quick=20_000)
 
 
 _COPY, _NESTED, _PLAIN = "COPY of the good rows", "nested transaction a row", "plain COPY"

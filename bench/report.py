@@ -56,7 +56,8 @@ def text_of(result: Result, case: str, contender: str, unit: str, base: str = ""
         return result.why(case, contender)
     median = statistics.median(values)
     text = shown(median, unit)
-    if len(values) > 1:
+    # Of what is about nothing, a spread in % says nothing.
+    if len(values) > 1 and unit not in {"bytes", "blocks"}:
         text += f" (±{50 * (max(values) - min(values)) / median if median else 0:.0f} %)"
     ratio = median / result.median(case, base, unit) if base else 0
     return f"{text}, {ratio:.2g}" if ratio > 0 else text

@@ -30,23 +30,19 @@ SHARE_BOUND, SHARE_FROM = 15, 1000
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sizes:
-    rounds: int = size(9, quick=1)
-    calls: int = size(1_000, quick=30)
-    """Of one operation, a round; on the slow line a tenth of them."""
-    delay: float = size(0.0006)
-    """Seconds asked of the slow line."""
-    largest: int = size(1_000_000, quick=1_000)
-    """Items of a clean batch; the smallest has 100, each other ten times as many."""
+    rounds: int = size(9, "of one operation", quick=1)
+    calls: int = size(1_000, "of one operation, a round; on the slow line a tenth of them", quick=30)
+    delay: float = size(0.0006, "seconds asked of the slow line")
+    largest: int = size(
+        1_000_000, "items of a clean batch; the smallest has 100, then ten times more", quick=1_000
+    )
     batch_rounds: int = size(5, quick=1)
-    repeats: int = size(20, quick=1)
-    """Of a small batch, a round."""
+    repeats: int = size(20, "of a small batch, a round", quick=1)
     bad: tuple[float, ...] = size((0.0, 0.001, 0.01, 0.1, 0.5, 1.0), quick=(0.0, 0.1))
-    rows: int = size(20_000, quick=500)
-    """Items of the batches with bad ones."""
+    rows: int = size(20_000, "items of a batch with bad ones", quick=500)
     workers: tuple[int, ...] = size((1, 2, 4, 8), quick=(1, 2))
-    stream: int = size(200_000, quick=2_000)
-    """Items of an ingest."""
-    chunk: int = size(1_000)
+    stream: int = size(200_000, "items of an ingest", quick=2_000)
+    chunk: int = size(1_000, "items of a chunk of it")
 
 
 # --- one operation on a server

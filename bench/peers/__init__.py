@@ -17,21 +17,17 @@ from bench.work import Work, archive, flights_work, named, two_columns
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sizes:
-    rows: int = size(10_000, quick=300)
-    """Of two columns."""
+    rows: int = size(10_000, "of two columns", quick=300)
     bad: tuple[float, ...] = size((0.0, 0.001, 0.01, 0.1), quick=(0.0, 0.01))
-    chunk: int = size(1_000)
-    """Rows a transaction."""
+    chunk: int = size(1_000, "rows a transaction")
     rounds: int = size(5, quick=1)
-    flights: int = size(20_000, quick=200, least=0)
+    flights: int = size(20_000, "rows of flights, 0 for none", quick=200, least=0)
     flight_rounds: int = size(3, quick=1)
-    slow_rows: int = size(1_000, quick=60)
+    slow_rows: int = size(1_000, "rows on the slow line", quick=60)
     slow_bad: tuple[float, ...] = size((0.0, 0.01), quick=(0.01,))
     slow_rounds: int = size(3, quick=1)
-    delay: float = size(0.0006)
-    """Seconds asked of the slow line; about 0.4 ms more is what timers and the proxy add."""
-    calls: int = size(400, quick=8)
-    """Of the one operation, a round; on the slow line a quarter of them."""
+    delay: float = size(0.0006, "seconds asked of the slow line; timers and the proxy add about 0.4 ms")
+    calls: int = size(400, "of one operation, a round; on the slow line a quarter of them", quick=8)
 
 
 def _many(run: Run) -> Iterator[Case]:
