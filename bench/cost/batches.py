@@ -3,153 +3,107 @@
 from __future__ import annotations
 
 import asyncio
-import gc
-import time
-from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import asyncpg
 
-from bench.figures import Figures, rotated
-from bench.peers.work import Work, state_of, two_columns
+from bench import connected
+from bench.command import Run
+from bench.measure import Call, Case, Contender
+from bench.work import Conn, Work, chunks_of, two_columns
 from dbop_raw import Engine, batch, copy_into, copy_text, execute_many, ingest
 
-__all__ = ["Pair", "failures", "items", "workers"]
-
-Do = Callable[[], Awaitable[object]]
-
-
-@dataclass(slots=True)
-class Pair:
-    """Ours beside the driver's own call, of the same rows (of the good ones only, where some are bad)."""
-
-    name: str
-    rows: int
-    bare_seconds: Figures = field(default_factory=Figures)
-    bare_cpu: Figures = field(default_factory=Figures)
-    seconds: Figures = field(default_factory=Figures)
-    cpu: Figures = field(default_factory=Figures)
-
-    @property
-    def python_share(self) -> float:
-        """How much of our time is processor time that the driver's own call does not need."""
-        return max(0.0, self.cpu.median - self.bare_cpu.median) / self.seconds.median
-
-    @property
-    def ratio(self) -> float:
-        """Our time over the bare one."""
-        return self.seconds.median / self.bare_seconds.median
+BARE, OURS = "asyncpg", "dbop_raw"
+Pool = Any
+Pair = Callable[[Pool, Work], tuple[Call, Call]]
+"""The driver's own way and ours, to write the same rows: bare the good ones only, where some are bad."""
 
 
-async def items(dsn: str, sizes: Sequence[int], *, rounds: int, most_repeats: int = 20) -> list[Pair]:
-    """Clean batches of each writer, from small to large."""
-    pairs = []
-    for size in sizes:
-        work = two_columns(size, 0.0)
-        for writer in ("copy_into", "copy_text", "execute_many"):
-            # One run of a small batch says little.
-            repeats = max(1, min(most_repeats, 10_000 // size))
-            pairs.append(await _pair(dsn, work, writer, rounds=rounds, repeats=repeats))
-    return pairs
+async def _copy_text(conn: Conn, work: Work) -> None:
+    """For the bare call somebody has to join the text: the plain way, without any escapes."""
+    lines = ["\t".join(["\\N" if value is None else value for value in row]) for row in work.text_rows]
+    text = memoryview(("\n".join(lines) + "\n").encode())
+    await conn.copy_to_table(work.table, columns=work.columns, source=text, format="text")
 
 
-async def failures(dsn: str, shares: Sequence[float], *, rows: int, rounds: int) -> list[Pair]:
-    """`copy_into`, with more and more bad rows; bare: COPY of the good ones, in one call."""
-    return [
-        await _pair(dsn, two_columns(rows, share), "copy_into", rounds=rounds, repeats=1) for share in shares
-    ]
+WRITERS: Mapping[str, tuple[Callable[[Conn, Work], Awaitable[object]], Callable[[Work], Any]]] = {
+    "copy_into": (
+        lambda conn, work: work.copy(conn),
+        lambda work: copy_into(work.table, columns=work.columns),
+    ),
+    "copy_text": (_copy_text, lambda work: copy_text(work.table, columns=work.columns)),
+    "execute_many": (
+        lambda conn, work: conn.executemany(work.insert, work.good),
+        lambda work: execute_many(work.insert),
+    ),
+}
+"""For each writer, the driver's own call beside it."""
 
 
-async def workers(dsn: str, counts: Sequence[int], *, rows: int, size: int, rounds: int) -> list[Pair]:
-    """`ingest` with so many workers; bare: so many tasks that COPY the same chunks."""
-    work = two_columns(rows, 0.0)
-    chunks = [work.rows[start : start + size] for start in range(0, rows, size)]
-    pairs = []
-    for count in counts:
-        async with asyncpg.create_pool(dsn, min_size=count, max_size=count) as pool:
-            engine, write = Engine(pool), batch(copy_into(work.table, columns=work.columns))
+def _written(writer: str, pool: Pool, work: Work) -> tuple[Call, Call]:
+    write, make = WRITERS[writer]
+    engine, ours = Engine(pool), batch(make(work))
+    rows: Sequence[Any] = work.text_rows if writer == "copy_text" else work.rows
 
-            async def ours(engine: Engine = engine, write: Any = write, count: int = count) -> None:
-                await ingest(engine, work.rows, write, size=size, workers=count)
-
-            async def bare(pool: asyncpg.Pool[Any] = pool, count: int = count) -> None:
-                left = iter(chunks)
-                await asyncio.gather(*(_copy_all(pool, work, left) for _ in range(count)))
-
-            pair = Pair(f"{count} workers", rows)
-            await _rounds(dsn, work, pair, bare, ours, rounds=rounds, repeats=1)
-            pairs.append(pair)
-    return pairs
-
-
-async def _copy_all(pool: asyncpg.Pool[Any], work: Work, left: Any) -> None:
-    for chunk in left:
+    async def bare() -> None:
         async with pool.acquire() as conn, conn.transaction():
-            await conn.copy_records_to_table(work.table, columns=work.columns, records=chunk)
+            await write(conn, work)
+
+    return bare, lambda: engine.run(ours(rows))
 
 
-async def _pair(dsn: str, work: Work, writer: str, *, rounds: int, repeats: int) -> Pair:
-    async with asyncpg.create_pool(dsn, min_size=1, max_size=1) as pool:
-        engine = Engine(pool)
-        write, rows = _ours(work, writer)
+def _ingested(count: int, size: int, pool: Pool, work: Work) -> tuple[Call, Call]:
+    engine, write = Engine(pool), batch(copy_into(work.table, columns=work.columns))
 
-        async def ours() -> None:
-            await engine.run(write(rows))
-
-        async def bare() -> None:
+    async def copy_some(left: Iterator[Sequence[Any]]) -> None:
+        for chunk in left:
             async with pool.acquire() as conn, conn.transaction():
-                await _bare(conn, work, writer)
+                await work.copy(conn, chunk)
 
-        pair = Pair(f"{writer}, {work.name}", len(work.rows))
-        await _rounds(dsn, work, pair, bare, ours, rounds=rounds, repeats=repeats)
-    return pair
+    async def bare() -> None:
+        left = iter(chunks_of(work.rows, size))
+        await asyncio.gather(*(copy_some(left) for _ in range(count)))
 
-
-def _ours(work: Work, writer: str) -> tuple[Any, Sequence[Any]]:
-    if writer == "copy_into":
-        return batch(copy_into(work.table, columns=work.columns)), work.rows
-    if writer == "copy_text":
-        return batch(copy_text(work.table, columns=work.columns)), work.text_rows
-    return batch(execute_many(work.insert)), work.rows
+    return bare, lambda: ingest(engine, work.rows, write, size=size, workers=count)
 
 
-async def _bare(conn: Any, work: Work, writer: str) -> None:
-    """The driver's own call. For text, somebody has to join it: the plain way, without any escapes."""
-    if writer == "copy_into":
-        await conn.copy_records_to_table(work.table, columns=work.columns, records=work.good)
-    elif writer == "copy_text":
-        lines = ["\t".join(["\\N" if value is None else value for value in row]) for row in work.text_rows]
-        text = memoryview(("\n".join(lines) + "\n").encode())
-        await conn.copy_to_table(work.table, columns=work.columns, source=text, format="text")
-    else:
-        await conn.executemany(work.insert, work.good)
+def _case(
+    run: Run, name: str, make: Callable[[], Work], pair: Pair, *, connections: int = 1, repeats: int = 1
+) -> Case:
+    @asynccontextmanager
+    async def opened() -> AsyncIterator[Mapping[str, Contender]]:
+        work = make()
+        pool = asyncpg.create_pool(run.dsn, min_size=connections, max_size=connections)
+        async with pool, connected(run.dsn) as conn:
+            await work.prepare(conn)
+            calls = zip((BARE, OURS), pair(pool, work), strict=True)
+            yield {side: partial(work.written, conn, call, repeats=repeats) for side, call in calls}
+
+    return Case(name=name, rounds=run.sizes.batch_rounds, open=opened, seconds=10)
 
 
-async def _rounds(dsn: str, work: Work, pair: Pair, bare: Do, ours: Do, *, rounds: int, repeats: int) -> None:
-    """Interleaved; each run of ours is checked, and the table is emptied before each run, not counted."""
-    sides = [(bare, pair.bare_seconds, pair.bare_cpu), (ours, pair.seconds, pair.cpu)]
-    conn = await asyncpg.connect(dsn)
-    try:
-        expected = await work.prepare(conn)
-        for turn in range(rounds):
-            for do, seconds, cpu in rotated(sides, turn):
-                took, used = 0.0, 0.0
-                for _ in range(repeats):
-                    await work.reset(conn)
-                    elapsed, processor = await _once(do)
-                    took, used = took + elapsed, used + processor
-                seconds.samples.append(took / repeats)
-                cpu.samples.append(used / repeats)
-                state = await state_of(conn, work.table)
-                if state != expected:
-                    raise AssertionError(f"{pair.name}: the table has {state[0]} rows, not {expected[0]}")
-    finally:
-        await conn.close()
+def batch_cases(run: Run) -> Iterator[Case]:
+    """Clean batches of each writer, from small to large; then with more and more bad rows."""
+    sizes = run.sizes
+    size = 100
+    while size <= sizes.largest:
+        for writer in WRITERS:
+            # One run of a small batch says little.
+            repeats = max(1, min(sizes.repeats, 10_000 // size))
+            make = partial(two_columns, size, 0.0)
+            yield _case(run, f"clean {writer}: {size:,}", make, partial(_written, writer), repeats=repeats)
+        size *= 10
+    for share in sizes.bad:
+        make = partial(two_columns, sizes.rows, share)
+        yield _case(run, f"failures: {100 * share:.3g} % bad", make, partial(_written, "copy_into"))
 
 
-async def _once(do: Do) -> tuple[float, float]:
-    gc.collect()
-    cpu, started = time.process_time(), time.perf_counter()
-    await do()
-    return time.perf_counter() - started, time.process_time() - cpu
+def worker_cases(run: Run) -> Iterator[Case]:
+    """`ingest` with so many workers, beside so many tasks that COPY the same chunks by hand."""
+    sizes = run.sizes
+    for count in sizes.workers:
+        make, pair = partial(two_columns, sizes.stream, 0.0), partial(_ingested, count, sizes.chunk)
+        yield _case(run, f"workers: {count}", make, pair, connections=count)

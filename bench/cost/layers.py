@@ -1,68 +1,105 @@
-"""What each layer costs on a connection that answers at once: only Python is left to measure."""
+"""What each layer costs on a connection that answers at once: what is left to measure is Python."""
 
 from __future__ import annotations
 
+import cProfile
 import gc
+import io
+import pstats
+import re
 import sys
-import time
 import tracemalloc
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Mapping
+from contextlib import nullcontext
+from functools import partial
+from typing import Any, cast
 
-from bench.cost.instant import instant_pool
-from bench.figures import Figures, rotated
-from dbop_raw import Engine, Event, RetryPolicy, pipe, retry, savepoint, timeout
+import asyncpg
+
+from bench.command import Run
+from bench.measure import Call, Case, timed
+from dbop_raw import Engine, Event, RetryPolicy, batch, each, operation, pipe, retry, savepoint, timeout
 from dbop_raw.pipeline.operation import Wrapper
 
-__all__ = ["DEPTHS", "Layer", "measure_layers"]
-
-Call = Callable[[], Awaitable[object]]
 DEPTHS = (0, 1, 2, 4, 8)
 _POLICY = RetryPolicy(attempts=4)
+_PROFILED = 25
+"""Functions of a profile."""
 
 
-@dataclass(slots=True)
-class Layer:
-    """One way to run one operation."""
+class InstantConnection:
+    """As much of a connection as an operation needs: it knows BEGIN and COMMIT, and runs nothing."""
 
-    name: str
-    call: Call
-    cpu: Figures = field(default_factory=Figures)
-    """Seconds of processor time a call."""
-    peak: float = 0.0
-    """Bytes: how much more memory was in use at one moment of a call than before it."""
-    kept: float = 0.0
-    """Memory blocks a call that are still in use after many of them: a leak, if it is not about 0."""
+    def __init__(self) -> None:
+        self._in_transaction = False
+
+    async def execute(self, query: str, *args: object) -> str:
+        del args
+        if query.startswith("BEGIN"):
+            self._in_transaction = True
+        elif query in {"COMMIT", "ROLLBACK"}:
+            self._in_transaction = False
+        return query
+
+    def is_in_transaction(self) -> bool:
+        return self._in_transaction
+
+    def is_closed(self) -> bool:
+        return False
+
+    def terminate(self) -> None:
+        pass
+
+
+class InstantPool:
+    """A pool of one connection, always free."""
+
+    def __init__(self) -> None:
+        self._conn = InstantConnection()
+
+    async def acquire(self) -> InstantConnection:
+        return self._conn
+
+    async def release(self, connection: InstantConnection, *, timeout: float | None = None) -> None:  # noqa: ASYNC109
+        pass
+
+    async def expire_connections(self) -> None:
+        pass
+
+    def get_size(self) -> int:
+        return 1
+
+    get_idle_size = get_max_size = get_size
+
+
+def _instant() -> asyncpg.Pool[Any]:
+    return cast("asyncpg.Pool[Any]", InstantPool())
+
+
+def ignored(event: Event) -> None:
+    """An observer that does nothing."""
 
 
 async def _op(conn: Any) -> Any:
     return await conn.execute("INSERT")
 
 
-def _by_hand(pool: Any) -> Call:
-    async def call() -> None:
-        conn = await pool.acquire()
-        try:
-            await conn.execute("BEGIN")
-            await _op(conn)
-            await conn.execute("COMMIT")
-        finally:
-            await pool.release(conn)
-
-    return call
+async def _by_hand(pool: Any) -> None:
+    conn = await pool.acquire()
+    try:
+        await conn.execute("BEGIN")
+        await _op(conn)
+        await conn.execute("COMMIT")
+    finally:
+        await pool.release(conn)
 
 
-def _ignored(event: Event) -> None:
-    """An observer that does nothing."""
-
-
-def _layers() -> list[Layer]:
-    pool = instant_pool()
-    engine, observed = Engine(pool), Engine(pool, observer=_ignored)
+def layers() -> dict[str, Call]:
+    pool = _instant()
+    engine, observed = Engine(pool), Engine(pool, observer=ignored)
     both = pipe(_op, timeout(1.5), retry(_POLICY))
-    calls: Mapping[str, Call] = {
-        "by hand: acquire, BEGIN, op, COMMIT, release": _by_hand(pool),
+    return {
+        "by hand: acquire, BEGIN, op, COMMIT, release": partial(_by_hand, pool),
         "run, autocommit": lambda: engine.run(_op, autocommit=True),
         "run": lambda: engine.run(_op),
         "run, observer on": lambda: observed.run(_op),
@@ -75,42 +112,37 @@ def _layers() -> list[Layer]:
         "run + timeout + retry, observer on": lambda: observed.run(both),
         "run + timeout + retry, deadline": lambda: engine.run(both, deadline=3.0),
     }
-    return [Layer(name, call) for name, call in calls.items()]
 
 
-def _deep(engine: Engine, depth: int) -> Layer:
+def depths() -> dict[str, Call]:
+    """Pipelines of growing depth: timeout, retry and savepoint nested in turn."""
+    engine = Engine(_instant())
     wrappers: list[Wrapper] = [timeout(1.5), retry(_POLICY), savepoint]
-    op = pipe(_op, *(wrappers[place % 3] for place in range(depth)))
-    return Layer(f"{depth} wrappers", lambda: engine.run(op))
+    return {
+        f"{depth} wrappers": partial(engine.run, pipe(_op, *(wrappers[place % 3] for place in range(depth))))
+        for depth in DEPTHS
+    }
 
 
-async def measure_layers(*, rounds: int, calls: int) -> tuple[list[Layer], list[Layer]]:
-    """The layers, and pipelines of growing depth. `calls`: how often each is called a round."""
-    engine = Engine(instant_pool())
-    layers, depths = _layers(), [_deep(engine, depth) for depth in DEPTHS]
-    for turn in range(rounds):
-        for layer in rotated(layers + depths, turn):
-            layer.cpu.samples.append(await _processor_time(layer.call, calls))
-    for layer in layers + depths:
-        layer.peak = await _peak(layer.call)
-        layer.kept = await _kept(layer.call, calls)
-    return layers, depths
+async def cost(call: Call, calls: int) -> Mapping[str, float]:
+    """What one call costs: processor time, memory at its peak, and blocks still in use after many calls."""
 
+    async def repeated() -> None:
+        for _ in range(calls):
+            await call()
 
-async def _processor_time(call: Call, calls: int) -> float:
     for _ in range(20):
         await call()
+    found = await timed(repeated)
     gc.collect()
-    started = time.process_time()
-    for _ in range(calls):
-        await call()
-    return (time.process_time() - started) / calls
+    before = sys.getallocatedblocks()
+    await repeated()
+    gc.collect()
+    kept = sys.getallocatedblocks() - before
+    return {"cpu s": found["cpu s"] / calls, "bytes": await _peak(call), "blocks": kept / calls}
 
 
 async def _peak(call: Call) -> float:
-    for _ in range(5):
-        await call()
-    gc.collect()
     tracemalloc.start()
     try:
         await call()
@@ -122,12 +154,50 @@ async def _peak(call: Call) -> float:
         tracemalloc.stop()
 
 
-async def _kept(call: Call, calls: int) -> float:
-    for _ in range(20):
+def layer_cases(run: Run) -> list[Case]:
+    def case(name: str, calls: Mapping[str, Call]) -> Case:
+        contenders = {one: partial(cost, call, run.sizes.calls) for one, call in calls.items()}
+        return Case(name=name, rounds=run.sizes.rounds, open=lambda: nullcontext(contenders), seconds=10)
+
+    return [case("layers", layers()), case("depth", depths())]
+
+
+# --- the profile
+
+
+@operation
+async def _insert(conn: object, item: int) -> None:
+    del conn, item
+
+
+def profile_case(run: Run) -> list[Case]:
+    """The functions with the most time of their own, of `run` and of a batch: what to work on next."""
+    calls = run.sizes.calls
+    engine = Engine(_instant())
+    safe = pipe(_op, timeout(1.5), retry(_POLICY))
+    write, rows = batch(each(_insert)), range(1000)
+
+    async def profile() -> Mapping[str, float]:
+        texts = [
+            await _profile(f"{calls} times run + timeout + retry", lambda: engine.run(safe), calls),
+            await _profile("batch(each(op)), 1,000 items", lambda: engine.run(write(rows)), calls // 100 + 1),
+        ]
+        run.result.files["cost-profile.txt"] = "\n".join(texts)
+        return {}
+
+    return [Case(name="profile", rounds=1, open=lambda: nullcontext({"profile": profile}), seconds=10)]
+
+
+async def _profile(title: str, call: Call, calls: int) -> str:
+    for _ in range(3):
         await call()
-    gc.collect()
-    before = sys.getallocatedblocks()
+    profiler = cProfile.Profile()
+    profiler.enable()
     for _ in range(calls):
         await call()
-    gc.collect()
-    return (sys.getallocatedblocks() - before) / calls
+    profiler.disable()
+    text = io.StringIO()
+    pstats.Stats(profiler, stream=text).sort_stats("tottime").print_stats(_PROFILED)
+    # Where Python and the packages are installed is nobody's business.
+    shown = re.sub(r"\S*/(site-packages|lib/python[\d.]+|dbop_raw|bench)/", r"\1/", text.getvalue())
+    return f"{title}\n{'=' * len(title)}\n{shown}"

@@ -1,5 +1,1 @@
-"""A mixed load under faults: `python -m bench.soak --help`.
-
-`books` keeps account of what must be in the table, `load` is what is run, `trouble` is what goes wrong. The
-tests of `tests/faults` use the same three.
-"""
+"""A mixed load under faults, in Jepsen's words: workload, nemesis, checker. Tests of faults use them too."""

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 import random
 import sys
-from dataclasses import asdict
-from typing import Any
 
-from bench.header import RESULTS, header, header_markdown
-from bench.soak.run import Figures, soak
+from bench.command import faults_of
+from bench.header import header
+from bench.report import Section, markdown
+from bench.results import RESULTS, Result
+from bench.soak.run import UNITS, soak
 from dbop_raw.testing import Server, ServerUnavailable, postgres
 
 DESCRIPTION = """\
@@ -19,7 +19,7 @@ A mixed load with faults for N minutes, against a durable server of its own: lin
 random messages, backends terminated, the server paused, restarted, crashed and made to recover, calls
 cancelled.
 Exit code 0 when nothing was lost, doubled or leaked, 1 when something was, 2 when there is no server.
-The last report is kept in bench/results/soak.json.
+The last report is kept in bench/results (soak.json, soak.md).
 """
 
 
@@ -31,50 +31,31 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, default=1.0, help="how long, default 1")
     parser.add_argument("--seed", type=int, help="of all chances; without it a new one, which is printed")
     options = parser.parse_args(arguments)
-    if options.minutes <= 0:
-        parser.error("--minutes must be more than 0")
+    if not 0 < options.minutes < float("inf"):
+        parser.error(f"--minutes must be more than 0, not {options.minutes:g}")
     seed = random.SystemRandom().randrange(2**31) if options.seed is None else options.seed
     print(f"soak of {options.minutes:g} minutes, seed {seed}", flush=True)
     try:
         with postgres(durable=True, settings={"max_connections": "60"}) as server:
-            figures, about = asyncio.run(_run(server, options.minutes, seed))
+            result = asyncio.run(_run(server, options.minutes, seed))
     except ServerUnavailable as exc:
         print(exc, file=sys.stderr)
         return 2
-    report = {"header": about, "figures": asdict(figures), "clean": figures.clean}
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "soak.json").write_text(json.dumps(report, indent=2) + "\n")
-    print(header_markdown(about))
-    print(_told(figures))
-    return 0 if figures.clean else 1
+    sections = {case: Section(title=case.capitalize(), units=(unit,)) for case, unit in UNITS.items()}
+    report = markdown(result, "Soak", sections)
+    result.write(RESULTS / "soak.json")
+    (RESULTS / "soak.md").write_text(report, encoding="utf-8")
+    print(report)
+    for line in (*faults_of(result), *result.header["surprises"]):
+        print(f"soak: {line}", file=sys.stderr)
+    return 1 if faults_of(result) else 0
 
 
-async def _run(server: Server, minutes: float, seed: int) -> tuple[Figures, dict[str, Any]]:
-    about = await header(
-        server.dsn, ("dbop-raw", "asyncpg", "anyio"), {"minutes": minutes, "seed": seed}, embedded=True
-    )
-    return await soak(server, minutes, seed, lambda line: print(line, flush=True)), about
-
-
-def _told(figures: Figures) -> str:
-    """The figures for people; the JSON has all of them."""
-    faults = ", ".join(f"{number} {kind}" for kind, number in sorted(figures.faults.items()))
-    settled = f"{figures.found_committed} found committed, {figures.found_aborted} aborted"
-    return "\n".join(
-        (
-            f"operations       {figures.operations:,} in {figures.seconds:.0f} s, {figures.rows:,} rows",
-            f"faults           {sum(figures.faults.values())}: {faults}",
-            f"retries          {figures.retries:,}",
-            f"COMMITs in doubt {figures.commits_in_doubt}: {settled}",
-            f"unknown          {figures.unknown} transactions, those of cancelled calls among them",
-            f"lost             {figures.lost}",
-            f"doubled          {figures.doubled}",
-            f"torn, ghosts     {figures.torn}, {figures.ghosts}",
-            f"leaked           {figures.leaked}",
-            f"longest overrun  {figures.overrun:.2f} s beyond a deadline",
-            *(f"surprise         {one}" for one in figures.surprises),
-        )
-    )
+async def _run(server: Server, minutes: float, seed: int) -> Result:
+    packages, options = ("dbop-raw", "asyncpg", "anyio"), {"minutes": minutes, "seed": seed}
+    command = f"./scripts/soak --minutes {minutes:g} --seed {seed}"
+    about = await header("soak", server.dsn, packages, options, command=command, embedded=True)
+    return await soak(server, minutes, seed, lambda line: print(line, flush=True), about)
 
 
 if __name__ == "__main__":

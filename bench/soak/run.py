@@ -1,4 +1,4 @@
-"""The soak: a mixed load and one trouble after another, and then the account."""
+"""The soak: the workload while the nemesis strikes, and then the checker."""
 
 from __future__ import annotations
 
@@ -14,68 +14,29 @@ from typing import Any
 import anyio
 import asyncpg
 
-from bench.soak.books import TABLE, Books
-from bench.soak.load import JOBS, How
-from bench.soak.trouble import LINE, SERVER, Trouble, note_complaints, until
+from bench import connected
+from bench.results import Result
+from bench.soak.checker import TABLE, Books
+from bench.soak.nemesis import LINE, SERVER, Nemesis, note_complaints, until
+from bench.soak.workload import JOBS, How
 from dbop_raw import CommitTokens, Engine, RetryBudget, RetryPolicy
 from dbop_raw.testing import FaultProxy, Server
 
-__all__ = ["Figures", "soak"]
-
 _WORKERS, _CONNECTIONS = 12, 8
 _CALM = 0.4
-"""Seconds: the longest pause between two troubles."""
+"""Seconds: the longest pause between two faults."""
 _SAID_EVERY = 5.0
 """Seconds between two lines of progress."""
 _LAST_CALLS = 60.0
-"""Seconds that the calls under way may take when the troubles are over: what is left then has leaked."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Figures:
-    """What a soak found."""
-
-    seconds: float
-    operations: int
-    rows: int
-    faults: dict[str, int]
-    errors: dict[str, int]
-    """What the calls raised, by type: allowed, as long as the rows agree."""
-    retries: int
-    commits_in_doubt: int
-    found_committed: int
-    found_aborted: int
-    unknown: int
-    """Transactions of which nobody was told whether they are in."""
-    lost: int
-    doubled: int
-    ghosts: int
-    """Rows that are there though an error said that they are not."""
-    torn: int
-    """Transactions that are there in part."""
-    surprises: list[str]
-    """Answers that can't be right."""
-    leaked: int
-    """Connections in use, tasks and sessions that are left at the end."""
-    overrun: float
-    """Seconds: the most that a call took beyond its deadline."""
-
-    @property
-    def clean(self) -> bool:
-        """Does all hold?"""
-        return not (
-            self.lost or self.doubled or self.ghosts or self.torn or self.leaked or len(self.surprises)
-        )
+"""Seconds that the calls under way may take when the faults are over: what is left then has leaked."""
 
 
 @dataclass(slots=True)
 class _Soak:
-    """One soak on its way."""
-
     seed: int
     say: Callable[[str], None]
     books: Books
-    trouble: Trouble
+    nemesis: Nemesis
     engines: tuple[Engine, ...]
     stop_at: float
     cancelled: int = 0
@@ -91,26 +52,23 @@ class _Soak:
                 timeout=rng.uniform(0.3, 1) if rng.random() < 0.5 else None,
             )
             patience = rng.uniform(0, 0.05) if rng.random() < 0.1 else None
-            with anyio.CancelScope() as scope:
-                if patience is not None:
-                    scope.deadline = anyio.current_time() + patience
-                # An error is in the books.
-                with contextlib.suppress(Exception):
-                    await job(rng.choice(self.engines), self.books, how, rng)
+            # An error is in the books.
+            with anyio.move_on_after(patience) as scope, contextlib.suppress(Exception):
+                await job(rng.choice(self.engines), self.books, how, rng)
             self.cancelled += scope.cancelled_caught
 
     async def strike(self, rng: random.Random) -> None:
-        """Troubles, one after another; the heavy ones are rarer."""
+        """Faults, one after another; the heavy ones are rarer."""
         kinds = [*LINE * 4, *SERVER[:3] * 3, *SERVER[3:]]
         while time.monotonic() < self.stop_at:
             await anyio.sleep(rng.uniform(0, _CALM))
-            await self.trouble.strike(rng.choice(kinds))
+            await self.nemesis.strike(rng.choice(kinds))
 
     async def tell(self) -> None:
         """A line of progress now and then."""
         while (left := self.stop_at - time.monotonic()) > 0:
             await anyio.sleep(min(_SAID_EVERY, left))
-            faults = sum(self.trouble.struck.values()) + self.cancelled
+            faults = sum(self.nemesis.struck.values()) + self.cancelled
             self.say(
                 f"{max(0.0, self.stop_at - time.monotonic()):.0f} s to go: {self.books.calls:,} operations, "
                 f"{faults} faults, longest overrun {self.books.overrun:.2f} s"
@@ -119,11 +77,10 @@ class _Soak:
     async def run(self) -> int:
         """All of it; gives how many tasks did not come to their end."""
         rng = random.Random(self.seed)
-        tasks = [asyncio.ensure_future(self.work(random.Random(rng.random()))) for _ in range(_WORKERS)]
-        tasks += [
-            asyncio.ensure_future(self.strike(random.Random(rng.random()))),
-            asyncio.ensure_future(self.tell()),
-        ]
+        jobs = [self.work(random.Random(rng.random())) for _ in range(_WORKERS)]
+        tasks = list(
+            map(asyncio.ensure_future, [*jobs, self.strike(random.Random(rng.random())), self.tell()])
+        )
         await asyncio.wait(tasks, timeout=self.stop_at - time.monotonic() + _LAST_CALLS)
         stuck = [task for task in tasks if not task.done()]
         for task in stuck:
@@ -134,18 +91,19 @@ class _Soak:
         return len(stuck)
 
 
-async def soak(server: Server, minutes: float, seed: int, say: Callable[[str], None]) -> Figures:
+async def soak(
+    server: Server, minutes: float, seed: int, say: Callable[[str], None], about: dict[str, Any]
+) -> Result:
     """Run for so many minutes against `server`, which is paused, crashed and restarted on the way."""
-    # Each trouble makes asyncpg's pool warn of the connections that it can't make.
+    # Each fault makes asyncpg's pool warn of the connections that it can't make.
     logging.getLogger("asyncpg.pool").setLevel(logging.ERROR)
     before, started = asyncio.all_tasks(), time.monotonic()
     dsn = await asyncio.to_thread(server.create_database)
-    conn = await asyncpg.connect(dsn)
     tokens, books = CommitTokens(), Books()
     note_complaints(books.surprises)
-    await conn.execute(TABLE)
-    await tokens.install(conn)
-    await conn.close()
+    async with connected(dsn) as conn:
+        await conn.execute(TABLE)
+        await tokens.install(conn)
     budget = RetryBudget(capacity=1000, per_call=1.0)
     async with (
         FaultProxy(server.host, server.port) as proxy,
@@ -155,9 +113,8 @@ async def soak(server: Server, minutes: float, seed: int, say: Callable[[str], N
             Engine(pool, acquire_timeout=2.0, commit_tokens=tokens, budget=budget),
             Engine(pool, acquire_timeout=2.0, budget=budget),
         )
-        trouble = Trouble(server, dsn, proxy, random.Random(seed))
-        stop_at = started + minutes * 60
-        one = _Soak(seed, say, books, trouble, engines, stop_at)
+        nemesis = Nemesis(server, dsn, proxy, random.Random(seed))
+        one = _Soak(seed, say, books, nemesis, engines, started + minutes * 60)
         leaked = await one.run()
         proxy.heal()
         stats = [engine.stats() for engine in engines]
@@ -166,29 +123,41 @@ async def soak(server: Server, minutes: float, seed: int, say: Callable[[str], N
             await pool.close()
     if not await until(lambda: asyncio.all_tasks() <= before, 10):
         leaked += len(asyncio.all_tasks() - before)
-    conn = await asyncpg.connect(dsn)
-    leaked += await _sessions_left(conn)
-    audit = await books.audit(conn, whole_table=True)
-    await conn.close()
-    return Figures(
-        seconds=time.monotonic() - started,
-        operations=books.calls,
-        rows=audit.rows,
-        faults={**trouble.struck, "cancelled": one.cancelled},
-        errors=dict(books.errors),
-        retries=sum(found.retries for found in stats),
-        commits_in_doubt=sum(found.commits_in_doubt for found in stats),
-        found_committed=sum(found.commits_found_committed for found in stats),
-        found_aborted=sum(found.commits_found_aborted for found in stats),
-        unknown=len(books.unknown),
-        lost=len(audit.lost),
-        doubled=len(audit.doubled),
-        ghosts=len(audit.ghosts),
-        torn=len(audit.torn),
-        surprises=books.surprises[:20],
-        leaked=leaked,
-        overrun=books.overrun,
-    )
+    async with connected(dsn) as conn:
+        leaked += await _sessions_left(conn)
+        audit = await books.audit(conn, whole_table=True)
+
+    result = Result("soak", about)
+    result.header["surprises"] = books.surprises[:20]
+    must_be_none = {
+        "lost": len(audit.lost),
+        "doubled": len(audit.doubled),
+        "there though an error said that they are not": len(audit.ghosts),
+        "transactions that are there in part": len(audit.torn),
+        "leaked connections, tasks and sessions": leaked,
+        "answers that can't be right": len(books.surprises),
+    }
+    for name, number in must_be_none.items():
+        result.figure(name, "≤", 0, [number])
+    numbers = {
+        "operations": books.calls,
+        "rows": audit.rows,
+        "retries": sum(found.retries for found in stats),
+        "COMMITs in doubt": sum(found.commits_in_doubt for found in stats),
+        "found committed": sum(found.commits_found_committed for found in stats),
+        "found aborted": sum(found.commits_found_aborted for found in stats),
+        "transactions of which nobody was told": len(books.unknown),
+    }
+    times = {"whole run": time.monotonic() - started, "longest overrun of a deadline": books.overrun}
+    faults = {**nemesis.struck, "cancelled": one.cancelled}
+    for case, found in (("numbers", numbers), ("times", times), ("faults", faults), ("errors", books.errors)):
+        for name, value in found.items():
+            result.add(case, name, None, {UNITS[case]: value})
+    return result
+
+
+UNITS = {"numbers": "number", "times": "s", "faults": "faults", "errors": "calls"}
+"""The sections of the report, and what they count."""
 
 
 async def _sessions_left(conn: Any) -> int:

@@ -10,9 +10,9 @@ import anyio
 import asyncpg
 import pytest
 
-from bench.soak.books import TABLE, Books
-from bench.soak.load import JOBS, How
-from bench.soak.trouble import note_complaints, until
+from bench.soak.checker import TABLE, Books
+from bench.soak.nemesis import note_complaints, until
+from bench.soak.workload import JOBS, How
 from dbop_raw import CommitTokens, Engine, RetryPolicy
 
 pytestmark = pytest.mark.anyio

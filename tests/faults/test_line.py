@@ -20,9 +20,9 @@ import anyio
 import asyncpg
 import pytest
 
-from bench.soak.books import TABLE, Books
-from bench.soak.load import JOBS, How
-from bench.soak.trouble import note_complaints, until
+from bench.soak.checker import TABLE, Books
+from bench.soak.nemesis import note_complaints, until
+from bench.soak.workload import JOBS, How
 from dbop_raw import AcquireTimeout, CommitTokens, CommitUnknown, Engine, OperationTimeout, RetryPolicy
 from dbop_raw.testing import Fault, FaultProxy, Message, Server
 

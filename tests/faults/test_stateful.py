@@ -26,9 +26,9 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from bench.soak.books import TABLE, Books
-from bench.soak.load import JOBS, How
-from bench.soak.trouble import LINE, note_complaints, until
+from bench.soak.checker import TABLE, Books
+from bench.soak.nemesis import LINE, note_complaints, until
+from bench.soak.workload import JOBS, How
 from dbop_raw import CommitTokens, CommitUnknown, Engine, RetryPolicy
 from dbop_raw.testing import Fault, FaultProxy, Message, Server
 from tests.support.settings import with_bounds

@@ -13,9 +13,9 @@ import anyio
 import asyncpg
 import pytest
 
-from bench.soak.books import TABLE, Books
-from bench.soak.load import add
-from bench.soak.trouble import note_complaints, until
+from bench.soak.checker import TABLE, Books
+from bench.soak.nemesis import note_complaints, until
+from bench.soak.workload import add
 from dbop_raw import (
     Engine,
     Operation,

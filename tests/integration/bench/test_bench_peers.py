@@ -1,130 +1,106 @@
-"""`python -m bench peers` in tiny sizes: its tables are right and its report is whole. Nothing is timed."""
+"""What `bench quick` does not show of `bench peers`: that wrong work gives no figures. Nothing is timed."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import asyncpg
 import pytest
 
-from bench.peers import command
-from bench.peers.measure import measure_ways
-from bench.peers.peer import Load, Way, missing
-from bench.peers.report import LIMIT
-from bench.peers.single import measure_singles
-from bench.peers.ways import SINGLES, WAYS
-from bench.peers.work import Row, Work, state_of, two_columns
-from bench.place import database
-from bench.quick import faults_of_peers
+from bench import connected
+from bench.command import database
+from bench.measure import NotMeasured, Way, measure
+from bench.peers.many import WAYS, Load, write_once
+from bench.peers.one import SINGLES
+from bench.results import Result
+from bench.single import FAILING, TRIPS, single_cases
+from bench.work import Row, Work, two_columns
 
 pytestmark = pytest.mark.anyio
 
 
 @pytest.fixture(scope="module")
 def dsn() -> Iterator[str]:
-    with database(None, "bench_peers") as made:
+    with database(None, "bench_peers") as (_, made):
         yield made
 
 
-@pytest.mark.parametrize("bad", [0.0, 0.05, 1.0])
-async def test_every_way_leaves_exactly_the_good_rows(dsn: str, bad: float) -> None:
-    measured = await measure_ways(dsn, two_columns(60, bad), WAYS, rounds=1, chunk=25)
-    for one in measured:
-        assert one.reason == missing(one.way.needs), one.way.name
-        assert len(one.rate.samples) == (0 if one.reason else 1), one.way.name
+async def write(dsn: str, work: Work, way: Way) -> None:
+    async with connected(dsn) as conn:
+        await work.prepare(conn)
+        assert (await write_once(conn, dsn, work, way, 25))["rows/s"] > 0
 
 
-def way_that_writes(rows_of: Any, says: int) -> Way:
+@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.name)
+async def test_every_way_sets_aside_all_rows_where_all_but_one_are_bad(dsn: str, way: Way) -> None:
+    try:
+        way.require()
+    except NotMeasured as exc:
+        pytest.skip(str(exc))
+    await write(dsn, two_columns(60, 1.0), way)
+
+
+def way_that_writes(rows_of: Callable[[Sequence[Row]], Sequence[Row]], says: int) -> Way:
     """A way that writes what `rows_of` makes of the rows, and says that so many failed."""
 
     @asynccontextmanager
     async def opened(dsn: str, work: Work) -> AsyncIterator[Load]:
-        conn = await asyncpg.connect(dsn)
+        async with connected(dsn) as conn:
 
-        async def load(rows: Sequence[Row]) -> int:
-            await conn.copy_records_to_table(work.table, records=rows_of(rows))
-            return says
+            async def load(rows: Sequence[Row]) -> int:
+                await work.copy(conn, rows_of(rows))
+                return says
 
-        try:
             yield load
-        finally:
-            await conn.close()
 
-    return Way(name="a liar", role="peer", note="", open=opened)
+    return Way("a liar", "", opened)
 
 
 @pytest.mark.parametrize(
     ("rows_of", "says", "reason"),
     [
-        (lambda rows: rows[1:], 0, "wrong: the table has 9 rows"),
-        (lambda rows: [(row[0], "other") for row in rows], 0, "wrong: the table has 10 rows"),
-        (lambda rows: rows, 1, "wrong: it says that 1 rows failed"),
-        (lambda rows: [*rows, rows[0]], 0, "failed: UniqueViolationError"),
+        (lambda rows: rows[1:], 0, "the table has 9 rows"),
+        (lambda rows: [(row[0], "other") for row in rows], 0, "the table has 10 rows"),
+        (lambda rows: rows, 1, "it says that 1 rows failed"),
     ],
 )
 async def test_a_way_that_does_not_do_the_work_has_no_figures(
     dsn: str, rows_of: Any, says: int, reason: str
 ) -> None:
-    way = way_that_writes(rows_of, says)
-    (measured,) = await measure_ways(dsn, two_columns(10, 0.0), [way], rounds=2, chunk=100)
-    assert measured.reason is not None
-    assert measured.reason.startswith(reason)
-    assert measured.rate.samples == []
+    with pytest.raises(AssertionError, match=f"wrong: {reason}"):
+        await write(dsn, two_columns(10, 0.0), way_that_writes(rows_of, says))
+
+
+async def test_a_way_that_is_refused_has_no_figures(dsn: str) -> None:
+    with pytest.raises(asyncpg.UniqueViolationError):
+        await write(dsn, two_columns(10, 0.0), way_that_writes(lambda rows: [*rows, rows[0]], 0))
 
 
 async def test_what_is_not_installed_says_so(dsn: str) -> None:
-    way = Way(name="x", role="peer", note="", open=way_that_writes(list, 0).open, needs=("no-such-package",))
-    (measured,) = await measure_ways(dsn, two_columns(10, 0.0), [way], rounds=1, chunk=100)
-    assert measured.reason is not None
-    assert measured.reason.startswith("not installed: no-such-package")
-
-
-async def test_one_operation_is_done_once_and_its_round_trips_counted(dsn: str) -> None:
-    for one in await measure_singles(dsn, dsn, SINGLES, rounds=1, calls=4):
-        assert one.reason == missing(one.way.needs), one.way.name
-        if one.reason is None:
-            assert one.trips >= 1, one.way.name
-            assert (one.trips_repaired is None) is not one.way.retries, one.way.name
+    way = Way("x", "", way_that_writes(list, 0).open, needs=("no-such-package",))
+    with pytest.raises(NotMeasured, match="not installed: no-such-package"):
+        await write(dsn, two_columns(10, 0.0), way)
 
 
 async def test_ours_takes_the_round_trips_that_the_design_promises(dsn: str) -> None:
-    ours = [way for way in SINGLES if way.role == "ours"]
-    (measured,) = await measure_singles(dsn, dsn, ours, rounds=1, calls=4)
+    ours = [way for way in SINGLES if way.name == "dbop_raw"]
+    result = Result("peers", {})
+    cases = single_cases(dsn, ours, rounds=1, calls={}, delay=0, fail=True)
+    await measure([case for case in cases if TRIPS in case.name], result)
     # BEGIN with all it opens, the operation, COMMIT, and the pool's own reset.
-    assert measured.trips == 4
-    # And where the first try fails: one to go back to the savepoint, one for the second try.
-    assert measured.trips_repaired == 6
+    assert result.values(f"one operation: {TRIPS}", "dbop_raw", "round trips") == [4]
+    # And where the first attempt fails: one to go back to the savepoint, one for the second attempt.
+    assert result.values(f"one operation: {TRIPS}{FAILING}", "dbop_raw", "round trips") == [6]
 
 
 @pytest.mark.parametrize("bad", [0.0, 0.01, 0.5, 1.0])
-async def test_the_work_is_what_it_says(dsn: str, bad: float) -> None:
+async def test_the_work_has_as_many_bad_rows_as_it_says_and_begins_empty(dsn: str, bad: float) -> None:
     work = two_columns(200, bad)
     assert len(work.rows) == len(work.text_rows) == 200
     assert len(work.good) == 200 - min(199, round(200 * bad))
-    conn = await asyncpg.connect(dsn)
-    try:
-        count, _ = await work.prepare(conn)
-        assert count == len(work.good)
-        assert (await state_of(conn, work.table))[0] == 0
-    finally:
-        await conn.close()
-
-
-async def test_the_report_is_whole(dsn: str, tmp_path: Path) -> None:
-    report = await command.measure(dsn, command.QUICK, quick=True)
-    markdown, data = report.write(tmp_path)
-    found = json.loads(data.read_text(encoding="utf-8"))
-    assert list(faults_of_peers(found)) == []
-    assert found["quick"] is True
-    names = [way["name"] for way in found["cases"][0]["ways"]]
-    assert names == [way.name for way in WAYS]
-    assert [way["name"] for way in found["one_operation"]] == [way.name for way in SINGLES]
-    assert next(way for way in found["cases"][0]["ways"] if way["name"] == LIMIT)["ratio_to_limit"] == 1
-    text = markdown.read_text(encoding="utf-8")
-    assert "these figures mean nothing" in text
-    assert all(name in text for name in names)
-    assert dsn.rpartition("@")[2] not in text
+    async with connected(dsn) as conn:
+        await work.prepare(conn)
+        assert work.expected[0] == len(work.good)
+        assert await conn.fetchval(f"SELECT count(*) FROM {work.table}") == 0

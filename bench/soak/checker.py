@@ -1,4 +1,4 @@
-"""What must be in the table: each row surely in, surely out, or unknown for a reason that is allowed.
+"""The checker: what must be in the table, each row surely in, surely out, or unknown for an allowed reason.
 
 The table has no unique key on purpose: a row that is written twice has to be seen, not refused.
 """

@@ -1,4 +1,4 @@
-"""What is run against the faults: each way to write that the library has, entered in the books."""
+"""The workload: each way to write that the library has, run under faults and entered in the books."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 import anyio
 
-from bench.soak.books import Books, Group, Row
+from bench.soak.checker import Books, Group, Row
 from dbop_raw import (
     BatchResult,
     Engine,

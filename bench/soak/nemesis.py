@@ -1,4 +1,4 @@
-"""What goes wrong, by a seed: one trouble after another, at a random moment or message."""
+"""The nemesis: what goes wrong, by a seed, one fault after another, at a random moment or message."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import asyncpg
 
 from dbop_raw.testing import Fault, FaultProxy, Message, Server, ServerError
 
-__all__ = ["LINE", "SERVER", "Trouble", "note_complaints", "until"]
+__all__ = ["LINE", "SERVER", "Nemesis", "note_complaints", "until"]
 
 Line = Literal["cut", "reset", "hang"]
 
@@ -29,7 +29,7 @@ _LONGEST_HANG = 2.0
 """Seconds, of a line or a server."""
 
 
-class Trouble:
+class Nemesis:
     """Strikes a server and the proxy before it; counts what came about."""
 
     def __init__(self, server: Server, dsn: str, proxy: FaultProxy, rng: random.Random) -> None:
@@ -89,7 +89,7 @@ class Trouble:
         try:
             conn = await asyncpg.connect(self._dsn, timeout=5)
         except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError):
-            return None  # it still recovers from the trouble before
+            return None  # it still recovers from the fault before
         try:
             found: int | None = await conn.fetchval(query)
         finally:

@@ -1,8 +1,9 @@
-"""A line to the server on which each answer is late: a `FaultProxy` in a process of its own.
+"""Lines to the server: the slow one, on which each answer is late, and how long a round trip takes.
 
-In the process that measures it would take that one's time, and its event loop's.
+The slow line is a `FaultProxy` in a process of its own: in the process that measures, it would take that
+one's time, and its event loop's.
 
-    python -m bench.peers.slowline HOST PORT SECONDS      prints its port, and ends with its input
+    python -m bench.line HOST PORT SECONDS      prints its port, and ends with its input
 """
 
 from __future__ import annotations
@@ -14,60 +15,52 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from urllib.parse import urlsplit
 
-import asyncpg
-
+from bench import ROOT, connected
 from dbop_raw.testing import FaultProxy
-
-__all__ = ["round_trip", "slow_line"]
-
-_ROOT = Path(__file__).resolve().parent.parent.parent
 
 
 @contextmanager
-def slow_line(dsn: str, seconds: float) -> Iterator[str]:
-    """The DSN of a line to the same database, each answer of which comes `seconds` late."""
+def line_to(dsn: str, seconds: float) -> Iterator[str]:
+    """The DSN of a line to the same database, each answer comes `seconds` late; 0: the direct one."""
+    if not seconds:
+        yield dsn
+        return
     parts = urlsplit(dsn)
     command = [
         sys.executable,
         "-m",
-        "bench.peers.slowline",
+        "bench.line",
         parts.hostname or "",
         str(parts.port or 5432),
         repr(seconds),
     ]
     with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=_ROOT
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=ROOT
     ) as process:
         assert process.stdin is not None  # noqa: S101 - for the type checker
         assert process.stdout is not None  # noqa: S101
         try:
-            line = process.stdout.readline().strip()
-            if not line:
+            port = process.stdout.readline().strip()
+            if not port:
                 raise RuntimeError("the proxy of the slow line did not start")
-            account = parts.netloc.rpartition("@")[0]
-            yield parts._replace(
-                netloc=f"{account}@127.0.0.1:{line}" if account else f"127.0.0.1:{line}"
-            ).geturl()
+            account, at, _ = parts.netloc.rpartition("@")
+            yield parts._replace(netloc=f"{account}{at}127.0.0.1:{port}").geturl()
         finally:
             process.stdin.close()
             process.wait(10)
 
 
-async def round_trip(dsn: str, tries: int = 50) -> float:
+async def round_trip(dsn: str, calls: int = 50) -> dict[str, float]:
     """Seconds: the median time of `SELECT 1` over a line."""
-    conn = await asyncpg.connect(dsn)
-    try:
-        took = []
-        for _ in range(tries):
+    took = []
+    async with connected(dsn) as conn:
+        for _ in range(calls):
             started = time.perf_counter()
             await conn.execute("SELECT 1")
             took.append(time.perf_counter() - started)
-    finally:
-        await conn.close()
-    return statistics.median(took)
+    return {"s": statistics.median(took)}
 
 
 async def _serve(host: str, port: int, seconds: float) -> None:
