@@ -38,7 +38,7 @@ from bench.header import header
 from bench.memory import PAIRS
 from bench.report import RESULTS, Contender, Figure, Report, Watch, interleaved, load_average, median, ratios
 from dbop_raw import Engine, batch, copy_into, copy_text, execute_many, ingest
-from dbop_raw.batching.writers import Writer
+from dbop_raw.batching.writers.protocol import Writer
 from dbop_raw.testing import Server, postgres
 
 __all__ = ["SECTIONS", "Sizes", "main"]

@@ -34,7 +34,7 @@ from dbop_raw import (
     retry,
     timeout,
 )
-from dbop_raw.batching.spans import Memory
+from dbop_raw.batching.costs import CostModel
 from dbop_raw.events import Retried
 from dbop_raw.testing import Server
 from dbop_raw.testing.server import run_sql
@@ -91,13 +91,13 @@ def make_batch(writer: str, **options: Any) -> Batch[Any, Any]:
 
 def prefer_rows(write: Batch[Any, Any]) -> Batch[Any, Any]:
     """As if earlier batches had been full of bad rows, and rows cheap to try alone."""
-    write._memory = Memory(seen=1000, found=500, attempt=1e-3, row=1e-5, row_alone=1e-6)
+    write._costs = CostModel(seen=1000, bad=500, attempt=1e-3, row=1e-5, row_alone=1e-6)
     return write
 
 
 def never_rows(write: Batch[Any, Any]) -> Batch[Any, Any]:
     """As if the server could not try row by row."""
-    write._memory = Memory(rows_possible=False)
+    write._costs = CostModel(rows_possible=False)
     return write
 
 
@@ -558,7 +558,7 @@ class TestCopyAndRowByRowAreTheSame:
             found.append((told(result), rows))
             if prepare is prefer_rows:
                 assert cast("Any", write._writer)._in_server, "the server was never asked to try row by row"
-                assert write._memory.rows_possible
+                assert write._costs.rows_possible
         assert found[0] == found[1]
         return found[0]
 
@@ -586,14 +586,14 @@ class TestCopyAndRowByRowAreTheSame:
         quoted = '"' + HOSTILE.replace('"', '""') + '"'
         relation = f"{quoted}.{quoted}"
         await engine.execute(f"DROP SCHEMA IF EXISTS {quoted} CASCADE; CREATE SCHEMA {quoted}")
-        await engine.execute(f'CREATE TABLE {relation} ({quoted} int PRIMARY KEY, d_k text, "d_1" int)')
+        await engine.execute(f'CREATE TABLE {relation} ({quoted} int PRIMARY KEY, d_first text, "d_1" int)')
         make = copy_into if writer == "copy_into" else copy_text
         rows: list[Any] = [(n if n % 5 else 0, "x", n) for n in range(50)]
         if writer == "copy_text":
             rows = [tuple(map(str, row)) for row in rows]
         failed, _ = await self.both(
             engine,
-            lambda: batch(make(HOSTILE, columns=(HOSTILE, "d_k", "d_1"), schema=HOSTILE)),
+            lambda: batch(make(HOSTILE, columns=(HOSTILE, "d_first", "d_1"), schema=HOSTILE)),
             rows,
             relation,
         )
@@ -771,7 +771,7 @@ class TestAHostileSearchPath:
         result = await hostile.run(pipe(write(items_for(writer, bodies)), timeout(20), retry(P)))
         assert told(result) == [(3, "23502"), (50, "22021"), (51, "23502")]
         if rows is prefer_rows and writer != "each":
-            assert write._memory.rows_possible, "it fell back: then nothing was tested"
+            assert write._costs.rows_possible, "it fell back: then nothing was tested"
 
 
 class _BeginsOnce:

@@ -5,7 +5,7 @@ from typing import Any
 import asyncpg
 import pytest
 
-from dbop_raw.batching.inserver import RowFailure
+from dbop_raw.batching.writers.protocol import RowFailure
 from dbop_raw.batching.suspects import Suspects, depends_on_order
 from dbop_raw.session.scope import Scope
 
@@ -65,7 +65,7 @@ async def test_values_that_can_not_be_hashed_are_nobodys_reference_and_giving_up
     scope = Scope(Catalogue(["parent"]))
     await suspects.learn(scope, [(1, 2)], [refused(0)])
     assert suspects.among([(1, [])]) == []
-    suspects.give_up()
+    suspects.disable()
     await suspects.learn(scope, [(1, 2)], [refused(0)])
     assert suspects.among([(1, 2)]) == []
 
