@@ -6,11 +6,11 @@
 -- relation: the table, quoted, as a string literal. same: a condition on d_a that is true of each column that is
 -- as it was. number: how many columns there are.
 IF (
-    SELECT pg_catalog.count(*)
-    FROM pg_catalog.pg_attribute AS d_a
-    WHERE NOT d_a.attisdropped
-      AND d_a.attrelid OPERATOR(pg_catalog.=) {relation}::pg_catalog.regclass
-      AND ({same})
-  ) OPERATOR(pg_catalog.<>) {number} THEN
-    RAISE SQLSTATE '22000';
-  END IF;
+  SELECT pg_catalog.count(*)
+  FROM pg_catalog.pg_attribute AS d_a
+  WHERE NOT d_a.attisdropped
+    AND d_a.attrelid OPERATOR(pg_catalog.=) {relation}::pg_catalog.regclass
+    AND ({same})
+) OPERATOR(pg_catalog.<>) {number} THEN
+  RAISE SQLSTATE '22000';
+END IF;
