@@ -11,7 +11,7 @@ takes one transaction id instead of two.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Generic, TypeVar
 
 import anyio
@@ -39,7 +39,7 @@ from dbop_raw.pipeline.retry import check_policy, delay_before_retry
 from dbop_raw.session.frame import Frame
 from dbop_raw.session.scope import Scope
 
-__all__ = ["Batch", "Make", "batch"]
+__all__ = ["Batch", "batch"]
 
 Item = TypeVar("Item")
 R = TypeVar("R")
@@ -89,10 +89,6 @@ class Batch(Generic[Item, R]):
                 return await run.run(more_follows=frame.more_follows)
 
         return Operation(step, self._name, self._policy, f"{self!r}(<{len(items)} items>)")
-
-
-Make = Callable[[Sequence[Item]], Operation[BatchResult[Item, R]]]
-"""What `batch` gives, as a type to write down."""
 
 
 def batch(

@@ -20,7 +20,7 @@ TABLE = st.integers(1, 3).flatmap(
 
 
 @given(TABLE)
-def test_a_piece_is_its_rows_value_by_value(table: tuple[int, list[list[str | None]]]) -> None:
+def test_lines_are_written_as_value_by_value(table: tuple[int, list[list[str | None]]]) -> None:
     width, rows = table
     slowly = ["\t".join("\\N" if value is None else escape(value) for value in row) for row in rows]
     assert lines(rows, width) == "\n".join(slowly)
