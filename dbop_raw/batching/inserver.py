@@ -23,7 +23,7 @@ import asyncpg
 from dbop_raw.batching.server_functions import Column, ServerFunction, inserts, statement_executions
 from dbop_raw.batching.writers.protocol import RowFailure, Tried, Unsupported
 from dbop_raw.driver import sql
-from dbop_raw.driver.underway import now, overlap
+from dbop_raw.driver.underway import overlap
 from dbop_raw.failure.sqlstate import RULES, Rule, verdict_of
 from dbop_raw.session.scope import Scope
 
@@ -115,7 +115,7 @@ class InServer:
         Raises:
             Unsupported: The rows don't have as many values as there are columns.
         """
-        verdicts = scope.settings.verdicts
+        verdicts, clock = scope.settings.verdicts, scope.settings.clock
         if self._codes is None or self._codes_of is not verdicts:
             self._codes, self._codes_of = _stop_codes(verdicts), verdicts
         pieces = self._pieces(parts)
@@ -132,9 +132,9 @@ class InServer:
 
         _, call = await overlap(scope.flush(), partial(prepare, pieces[0]))
         for piece, following in zip(pieces, (*pieces[1:], None), strict=True):
-            started = now()
+            started = clock()
             found, next_call = await overlap(scope.conn.fetch(*call), partial(prepare, following))
-            seconds += now() - started
+            seconds += clock() - started
             warm = warm and piece.function.warm
             piece.function.warm = True
             met, at, call = found, piece.first, next_call

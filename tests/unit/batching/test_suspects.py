@@ -62,7 +62,7 @@ async def test_a_constraint_of_columns_that_are_not_written_teaches_nothing(
 @pytest.mark.anyio
 async def test_a_value_that_can_not_be_hashed_is_nobodys_reference() -> None:
     suspects = Suspects(("id", "parent"))
-    await suspects.learn(Scope(Catalogue(["parent"]), transactional=True), [(1, 2)], [refused(0)])
+    await suspects.learn(Scope(Catalogue(["parent"])), [(1, 2)], [refused(0)])
     assert suspects.among([(1, [])]) == []
 
 
