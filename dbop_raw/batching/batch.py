@@ -300,7 +300,7 @@ class _Run(Generic[Item, R]):
         decision, culprit = judgement.decision, judgement.culprit
         if decision is Decision.RAISE:
             raise error
-        if decision in {Decision.NO_ROWS_HERE, Decision.NO_ROWS}:
+        if decision in (Decision.NO_ROWS_HERE, Decision.NO_ROWS):
             self._spans.rows_failed(possible=decision is Decision.NO_ROWS_HERE)
             return
         if isinstance(error, OperationTimeout) and not error.by_server:
