@@ -4,8 +4,12 @@ Engine is capacity, Session is consistency, Batch is resilience, and failure is 
 are used.
 """
 
-from dbop_raw.batching.batch import Batch, BatchResult, Failed, batch
-from dbop_raw.batching.writers import copy_into, copy_text, each, execute_many
+from dbop_raw.batching.batch import Batch, batch
+from dbop_raw.batching.result import BatchResult, Failed
+from dbop_raw.batching.writers.copy_into import copy_into
+from dbop_raw.batching.writers.copy_text import copy_text
+from dbop_raw.batching.writers.each import each
+from dbop_raw.batching.writers.execute_many import execute_many
 from dbop_raw.engine.commit import CommitTokens
 from dbop_raw.engine.engine import Engine
 from dbop_raw.engine.stats import EngineStats

@@ -15,7 +15,8 @@ from typing import Any
 
 import asyncpg
 
-from dbop_raw.batching.inserver import RowFailure
+from dbop_raw.batching.sql import read
+from dbop_raw.batching.writers.protocol import RowFailure
 from dbop_raw.session.scope import Scope
 
 __all__ = ["Suspects", "depends_on_order"]
@@ -33,22 +34,28 @@ def depends_on_order(failure: RowFailure) -> bool:
 
 
 class Suspects:
-    """What foreign keys refused, by the columns that they are of. One for a table and its columns."""
+    """The values that foreign keys refused, of one table.
+
+    Args:
+        columns: The columns that are written, in the order of a row's values.
+    """
 
     def __init__(self, columns: Sequence[str]) -> None:
         self._columns = tuple(columns)
-        # A constraint's columns, as places in a row; None: not to be learned from.
+        # A constraint's columns, as places in a row, by schema, table and name; None: not to be learned from.
         self._places: dict[tuple[str, str, str], tuple[int, ...] | None] = {}
+        # By a constraint's columns; for one column the values themselves, for several tuples of them.
         self._refused: dict[tuple[int, ...], set[Any]] = {}
         self._size = 0
+        self._disabled = False
 
-    def give_up(self) -> None:
-        """An error that depends on the rows' order was met: suspect nobody any more."""
+    def disable(self) -> None:
+        """Suspect nobody any more, for good: an error was met that depends on the rows' order."""
         self._refused.clear()
-        self._size = _MOST
+        self._disabled = True
 
     def among(self, rows: Sequence[Sequence[Any]]) -> list[int]:
-        """The places of the suspects among `rows`, in order."""
+        """Return the places of the suspects among `rows`, in order."""
         found: set[int] = set()
         try:
             for places, refused in self._refused.items():
@@ -67,10 +74,17 @@ class Suspects:
     async def learn(
         self, scope: Scope, rows: Sequence[Sequence[Any]], failures: Sequence[RowFailure]
     ) -> None:
-        """Keep what was refused; `failures` go by places in `rows`. A new constraint costs a round trip."""
+        """Keep the values that foreign keys have refused. A constraint that is new costs a round trip.
+
+        Args:
+            scope: Where to look a constraint up.
+            rows: The rows that were tried.
+            failures: What came of them, by the places in `rows`.
+        """
         for failure in failures:
             error = failure.error
-            if not isinstance(error, asyncpg.ForeignKeyViolationError) or self._size >= _MOST:
+            full = self._disabled or self._size >= _MOST
+            if full or not isinstance(error, asyncpg.ForeignKeyViolationError):
                 continue
             key = (str(error.schema_name), str(error.table_name), str(error.constraint_name))
             if key not in self._places:
@@ -83,21 +97,9 @@ class Suspects:
                 self._size = sum(map(len, self._refused.values()))
 
     async def _look_up(self, scope: Scope, key: tuple[str, str, str]) -> tuple[int, ...] | None:
-        """The constraint's columns; None where one is not written, or it refers to its own table.
-
-        (Then a row may be refused for what comes after it, and its value be good the next time.)
-        """
+        """Return the constraint's columns; None where one is not written, or it refers to its own table."""
         await scope.flush()
-        names = await scope.conn.fetchval(
-            "SELECT pg_catalog.array_agg(a.attname::pg_catalog.text) FROM pg_catalog.pg_constraint c "
-            "JOIN pg_catalog.pg_class t ON t.oid OPERATOR(pg_catalog.=) c.conrelid "
-            "JOIN pg_catalog.pg_namespace n ON n.oid OPERATOR(pg_catalog.=) t.relnamespace "
-            "JOIN pg_catalog.pg_attribute a ON a.attrelid OPERATOR(pg_catalog.=) c.conrelid "
-            "AND a.attnum OPERATOR(pg_catalog.=) ANY (c.conkey) "
-            "WHERE n.nspname OPERATOR(pg_catalog.=) $1 AND t.relname OPERATOR(pg_catalog.=) $2 "
-            "AND c.conname OPERATOR(pg_catalog.=) $3 AND c.confrelid OPERATOR(pg_catalog.<>) c.conrelid",
-            *key,
-        )
+        names = await scope.conn.fetchval(read("foreign_key_columns"), *key)
         if not names or not set(names) <= set(self._columns):
             return None
         return tuple(self._columns.index(name) for name in names)

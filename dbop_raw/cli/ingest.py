@@ -13,7 +13,7 @@ from pathlib import Path
 import asyncpg
 
 from dbop_raw.batching.batch import batch
-from dbop_raw.batching.writers import copy_text
+from dbop_raw.batching.writers.copy_text import copy_text
 from dbop_raw.cli import show
 from dbop_raw.cli.target import Target, TargetError, connect
 from dbop_raw.engine.engine import Engine

@@ -16,7 +16,7 @@ from typing import Any, Generic, TypeVar
 import anyio
 import asyncpg
 
-from dbop_raw.batching.batch import BatchResult, Failed
+from dbop_raw.batching.result import BatchResult, Failed
 from dbop_raw.engine.engine import Engine
 from dbop_raw.events import ChunkFinished, IngestFinished, notify
 from dbop_raw.failure.errors import PolicyError, SkipLimitExceeded

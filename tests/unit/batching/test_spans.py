@@ -5,24 +5,26 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from random import Random
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dbop_raw.batching.spans import Memory, Spans, Step
+from dbop_raw.batching.costs import CostModel
+from dbop_raw.batching.spans import Spans, Step
 
 prices = st.none() | st.floats(1e-7, 1.0)
 shares = st.floats(0.0, 1.0)
 
 
 @st.composite
-def memories(draw: st.DrawFn) -> Memory:
+def cost_models(draw: st.DrawFn) -> CostModel:
     """Whatever earlier batches may have taught."""
     seen = draw(st.floats(0.0, 1e6))
-    return Memory(
+    return CostModel(
         seen=seen,
-        found=seen * draw(shares),
+        bad=seen * draw(shares),
         attempt=draw(prices),
         row=draw(prices),
         row_alone=draw(prices),
@@ -95,14 +97,14 @@ def play_plainly(world: World, spans: Spans, *, locate: bool, seconds: float = 0
     play(world, spans, write, rows)
 
 
-@given(batches(), memories(), st.booleans(), st.data())
+@given(batches(), cost_models(), st.booleans(), st.data())
 def test_each_item_is_accounted_for_once_whatever_happens(
-    batch: tuple[int, frozenset[int]], memory: Memory, opaque: bool, data: st.DataObject
+    batch: tuple[int, frozenset[int]], costs: CostModel, per_item: bool, data: st.DataObject
 ) -> None:
     """Located truly, at a wrong place, or not at all; rows possible or not; passing failures; any timing."""
     total, bad = batch
     world = World(total, bad)
-    spans = Spans(total, memory, opaque=opaque)
+    spans = Spans(total, costs, per_item=per_item)
     chance = data.draw(st.randoms(use_true_random=False))
     agains = data.draw(st.integers(0, 30))
 
@@ -139,16 +141,15 @@ def test_each_item_is_accounted_for_once_whatever_happens(
     assert spans.bad == bad
 
 
-@given(batches(), memories(), st.booleans(), st.randoms(use_true_random=False))
-def test_it_ends_even_when_failures_follow_no_rule(
-    batch: tuple[int, frozenset[int]], memory: Memory, opaque: bool, chance: object
+@given(batches(), cost_models(), st.booleans(), st.randoms(use_true_random=False))
+def test_a_batch_ends_even_when_failures_follow_no_rule(
+    batch: tuple[int, frozenset[int]], costs: CostModel, per_item: bool, chance: Random
 ) -> None:
     """Items that fail now and not then (a lock, a deferred check): still each is in one place, once."""
     total, _ = batch
     world = World(total, frozenset())
-    spans = Spans(total, memory, opaque=opaque)
-    coin: Callable[[], float] = chance.random  # type: ignore[attr-defined]
-    within: Callable[[int, int], int] = chance.randrange  # type: ignore[attr-defined]
+    spans = Spans(total, costs, per_item=per_item)
+    coin, within = chance.random, chance.randrange
 
     def write(step: Step) -> None:
         if coin() < 0.4:
@@ -167,28 +168,30 @@ def test_it_ends_even_when_failures_follow_no_rule(
 
 @given(batches(), st.booleans(), st.booleans(), st.booleans())
 def test_the_number_of_attempts_is_bounded_by_the_bad_items(
-    batch: tuple[int, frozenset[int]], opaque: bool, locate: bool, rows_possible: bool
+    batch: tuple[int, frozenset[int]], per_item: bool, locate: bool, rows_possible: bool
 ) -> None:
     """Each bad item costs at most a search by halves; a clean stretch costs next to nothing."""
     total, bad = batch
     world = World(total, bad)
     play_plainly(
-        world, Spans(total, Memory(rows_possible=rows_possible), opaque=opaque), locate=locate or opaque
+        world,
+        Spans(total, CostModel(rows_possible=rows_possible), per_item=per_item),
+        locate=locate or per_item,
     )
     halvings = math.log2(total) + 1 if total else 0
-    each = 4 if locate or opaque else 2 * halvings + 4
+    each = 4 if locate or per_item else 2 * halvings + 4
     # Once some were bad, spans are shorter: the usual distance between two, or its root where what
     # was done before a failure has to be done again. They are expected no denser than `bad` in 200.
     spans = (
-        math.ceil(total / 64) + total * math.sqrt(len(bad) / 400) if opaque else 1 + total * len(bad) / 200
+        math.ceil(total / 64) + total * math.sqrt(len(bad) / 400) if per_item else 1 + total * len(bad) / 200
     )
     assert len(world.steps) <= (len(bad) + 1) * each + spans
 
 
 @given(st.integers(0, 10_000_000), st.booleans())
-def test_a_clean_batch_opens_at_most_60_spans(total: int, opaque: bool) -> None:
+def test_a_clean_batch_opens_at_most_60_spans(total: int, per_item: bool) -> None:
     """PostgreSQL caches 64 subtransactions a backend, and RELEASE gives none back."""
-    spans = Spans(total, Memory(), opaque=opaque)
+    spans = Spans(total, CostModel(), per_item=per_item)
     opened = 0
     while spans.next() is not None:
         opened += 1
@@ -198,21 +201,21 @@ def test_a_clean_batch_opens_at_most_60_spans(total: int, opaque: bool) -> None:
 
 
 def test_an_empty_batch_needs_no_step() -> None:
-    spans = Spans(0, Memory())
+    spans = Spans(0, CostModel())
     assert spans.next() is None
 
 
 @given(st.integers(1, 400), st.data())
-def test_what_the_error_names_is_set_aside_at_once(total: int, data: st.DataObject) -> None:
+def test_an_item_that_the_error_names_is_set_aside_at_once(total: int, data: st.DataObject) -> None:
     """One bad item, named: the whole, what is before it, what is behind it; no search."""
     culprit = data.draw(st.integers(0, total - 1))
     world = World(total, frozenset({culprit}))
-    play_plainly(world, Spans(total, Memory(row_alone=1.0)), locate=True)
+    play_plainly(world, Spans(total, CostModel(row_alone=1.0)), locate=True)
     assert len(world.steps) <= 3
 
 
 def test_a_step_is_told_of_once() -> None:
-    spans = Spans(2, Memory())
+    spans = Spans(2, CostModel())
     spans.next()
     spans.wrote()
     with pytest.raises(RuntimeError, match="once"):
@@ -225,78 +228,59 @@ class TestTheChoiceFollowsWhatWasMeasured:
         """A distributed server: a row alone costs a hundred times what it costs in a span."""
         bad = data.draw(st.frozensets(st.integers(0, total - 1), max_size=max(1, total // 50)))
         located = data.draw(shares)
-        memory = Memory(
-            seen=total, found=len(bad), attempt=3e-4, row=3e-4, row_alone=3e-4 * 100, located=located
+        costs = CostModel(
+            seen=total, bad=len(bad), attempt=3e-4, row=3e-4, row_alone=3e-4 * 100, located=located
         )
         world = World(total, bad)
-        play_plainly(world, Spans(total, memory), locate=data.draw(st.booleans()))
+        play_plainly(world, Spans(total, costs), locate=data.draw(st.booleans()))
         assert {step.way for step in world.steps} <= {"write"}
 
     @given(st.integers(64, 400), st.floats(0.1, 1.0), shares)
-    def test_rows_that_are_cheap_are_chosen_at_once_where_bad_ones_are_dense(
-        self, total: int, density: float, located: float
+    def test_rows_that_are_cheap_are_chosen_at_once_where_many_are_bad(
+        self, total: int, failure_rate: float, located: float
     ) -> None:
-        memory = Memory(
-            seen=1000, found=1000 * density, attempt=3e-4, row=3e-6, row_alone=4e-6, located=located
+        costs = CostModel(
+            seen=1000, bad=1000 * failure_rate, attempt=3e-4, row=3e-6, row_alone=4e-6, located=located
         )
-        step = Spans(total, memory).next()
+        step = Spans(total, costs).next()
         assert step == Step("rows", 0, total)
 
-    @given(st.integers(2, 400), memories())
-    def test_rows_are_never_chosen_where_they_are_not_possible(self, total: int, memory: Memory) -> None:
-        memory.rows_possible = False
+    @given(st.integers(2, 400), cost_models())
+    def test_rows_are_never_chosen_where_they_are_not_possible(self, total: int, costs: CostModel) -> None:
+        costs.rows_possible = False
         world = World(total, frozenset(range(0, total, 3)))
-        play_plainly(world, Spans(total, memory), locate=False)
+        play_plainly(world, Spans(total, costs), locate=False)
         assert {step.way for step in world.steps} == {"write"}
 
-    @given(st.integers(2, 400), memories())
-    def test_operations_are_never_tried_row_by_row(self, total: int, memory: Memory) -> None:
+    @given(st.integers(2, 400), cost_models())
+    def test_operations_are_never_tried_row_by_row(self, total: int, costs: CostModel) -> None:
         world = World(total, frozenset(range(0, total, 3)))
-        play_plainly(world, Spans(total, memory, opaque=True), locate=True)
+        play_plainly(world, Spans(total, costs, per_item=True), locate=True)
         assert {step.way for step in world.steps} == {"write"}
 
-    @given(memories().filter(lambda m: m.seen > 0 and m.found == 0), st.integers(1, 400))
-    def test_without_bad_items_so_far_the_whole_is_tried_first(self, memory: Memory, total: int) -> None:
-        assert Spans(total, memory).next() == Step("write", 0, total)
+    @given(cost_models().filter(lambda m: m.seen > 0 and m.bad == 0), st.integers(1, 400))
+    def test_the_whole_is_tried_first_where_no_item_was_bad_so_far(
+        self, costs: CostModel, total: int
+    ) -> None:
+        assert Spans(total, costs).next() == Step("write", 0, total)
 
     def test_the_first_trial_of_rows_is_short(self) -> None:
         """Nobody knows yet what a row alone costs there: the first trial must not cost a whole batch."""
-        memory = Memory(seen=1000, found=500, attempt=3e-4, row=3e-6)
-        step = Spans(10_000, memory).next()
+        costs = CostModel(seen=1000, bad=500, attempt=3e-4, row=3e-6)
+        step = Spans(10_000, costs).next()
         assert step is not None
         assert step.way == "rows"
         assert step.hi - step.lo <= 256
 
     def test_one_trial_that_was_too_dear_is_forgotten_slowly(self) -> None:
         """A price that was measured once, with one-off costs in it, must not stand for ever."""
-        memory = Memory(seen=1000, found=100, attempt=3e-4, row=3e-6, row_alone=1e-3, located=0.0)
+        costs = CostModel(seen=1000, bad=100, attempt=3e-4, row=3e-6, row_alone=1e-3, located=0.0)
         ways: list[str] = []
         for _ in range(40):
             world = World(400, frozenset(range(0, 400, 10)))
-            play_plainly(world, Spans(400, memory), locate=False)
+            play_plainly(world, Spans(400, costs), locate=False)
             ways += [step.way for step in world.steps]
             if "rows" in ways:
                 break
         assert ways[0] == "write"
         assert "rows" in ways
-
-    @given(st.lists(st.tuples(st.integers(1, 1000), shares), max_size=20))
-    def test_the_remembered_density_is_a_share_of_what_was_met(self, met: list[tuple[int, float]]) -> None:
-        memory = Memory()
-        shares_met = []
-        for total, share in met:
-            bad = int(total * share)
-            memory.learn_batch(total, bad)
-            shares_met.append(bad / total)
-        low, high = min(shares_met, default=0.0), max(shares_met, default=0.0)
-        assert low - 1e-9 <= memory.density <= high + 1e-9
-
-    @given(prices, st.integers(0, 1000), st.floats(-1.0, 100.0))
-    def test_a_measured_price_is_never_negative(
-        self, before: float | None, length: int, seconds: float
-    ) -> None:
-        memory = Memory(attempt=before, row=before, row_alone=before)
-        memory.learn_write(length, seconds)
-        memory.learn_rows(length, seconds)
-        for price in (memory.attempt, memory.row, memory.row_alone):
-            assert price is None or price > 0

@@ -8,34 +8,21 @@ from __future__ import annotations
 
 import random
 from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import anyio
 import asyncpg
 import pytest
 
-from dbop_raw import (
-    Batch,
-    BatchResult,
-    Engine,
-    RetryPolicy,
-    batch,
-    copy_into,
-    copy_text,
-    each,
-    execute_many,
-    operation,
-    pipe,
-    retry,
-)
+from dbop_raw import Batch, BatchResult, Engine, pipe, retry
 from dbop_raw.testing import Server
 from dbop_raw.testing.server import run_sql
+from tests.support.batching import QUICK, ROW_WRITERS, WRITERS, as_items, make_batch, told
 
 pytestmark = pytest.mark.anyio
 
 COLUMNS = ("id", "code", "n", "parent", "later", "tag", "body")
-INSERT = f"INSERT INTO item ({', '.join(COLUMNS)}) VALUES ($1, $2, $3, $4, $5, $6, $7)"
 SCHEMA = (
     "CREATE TABLE parent (id int PRIMARY KEY)",
     "INSERT INTO parent SELECT generate_series(0, 9)",
@@ -51,24 +38,13 @@ SCHEMA = (
     )
     """,
 )
-P = RetryPolicy(attempts=3, first_delay=0.001, max_delay=0.001)
-WRITERS = ("each", "execute_many", "copy_into", "copy_text")
 ROLE = "dbop_raw_test_no_temp"
 
 Row = tuple[Any, ...]
 
 
-@operation
-async def add_item(conn: Any, row: Row) -> int:
-    return int(await conn.fetchval(INSERT + " RETURNING id", *row))
-
-
-def make_batch(writer: str) -> Batch[Any, Any]:
-    if writer == "each":
-        return batch(each(add_item))
-    if writer == "execute_many":
-        return batch(execute_many(INSERT))
-    return batch((copy_into if writer == "copy_into" else copy_text)("item", columns=COLUMNS))
+def item_batch(writer: str) -> Batch[Any, Any]:
+    return make_batch(writer, "item", COLUMNS)
 
 
 # ----------------------------------------------------------------------------------------------- the model
@@ -139,7 +115,7 @@ def make_case(writer: str, size: int, share: float, seed: int) -> Case:
             tags.add(row["tag"])
         else:
             case.failed.append((index, FAULTS[fault][writer]))
-    case.items = items if writer != "copy_text" else [_as_text(row) for row in items]
+    case.items = as_items(writer, items)
     return case
 
 
@@ -166,10 +142,6 @@ def _spoil(row: dict[str, Any], kind: str, before: Sequence[Row], chance: random
     name, value = changes[kind]
     row[name] = value
     return kind
-
-
-def _as_text(row: Row) -> Row:
-    return tuple(None if value is None else str(value) for value in row)
 
 
 # ------------------------------------------------------------------------------------------- the databases
@@ -200,24 +172,18 @@ def without_temp(database: str) -> Iterator[str]:
     run_sql(database, f"DROP ROLE {ROLE}")
 
 
-@asynccontextmanager
-async def engine_as(dsn: str, role: str | None = None, **options: Any) -> AsyncIterator[Engine]:
-    settings = {"role": role} if role else {}
-    async with Engine.open(dsn, min_size=0, max_size=2, server_settings=settings, **options) as engine:
-        yield engine
-
-
 @pytest.fixture
 async def engine(database: str) -> AsyncIterator[Engine]:
-    async with engine_as(database) as engine:
+    async with Engine.open(database, min_size=0, max_size=2) as engine:
         await engine.execute("TRUNCATE item")
         yield engine
 
 
-def told(result: BatchResult[Any, Any]) -> list[tuple[int, str]]:
-    return [
-        (failed.index, failed.verdict.sqlstate or type(failed.error).__name__) for failed in result.failed
-    ]
+@pytest.fixture
+async def engine_without_temp(database: str, without_temp: str) -> AsyncIterator[Engine]:
+    settings = {"role": without_temp}
+    async with Engine.open(database, min_size=0, max_size=2, server_settings=settings) as engine:
+        yield engine
 
 
 async def check(engine: Engine, case: Case, result: BatchResult[Any, Any], writer: str) -> None:
@@ -234,13 +200,12 @@ async def check(engine: Engine, case: Case, result: BatchResult[Any, Any], write
         assert result.results == ()
 
 
-async def check_thrice(engine: Engine, case: Case, writer: str) -> None:
+async def check_thrice(owner: Engine, engine: Engine, case: Case, writer: str) -> None:
     """Cold, then with what the first time taught, then inside a retry."""
-    write = make_batch(writer)
-    for op in (write(case.items), write(case.items), pipe(write(case.items), retry(P))):
-        await engine.execute("TRUNCATE item")
-        result = await engine.run(op)
-        await check(engine, case, result, writer)
+    write = item_batch(writer)
+    for op in (write(case.items), write(case.items), pipe(write(case.items), retry(QUICK))):
+        await owner.execute("TRUNCATE item")
+        await check(engine, case, await engine.run(op), writer)
 
 
 @pytest.mark.parametrize("seed", [1, 2])
@@ -250,42 +215,37 @@ async def check_thrice(engine: Engine, case: Case, writer: str) -> None:
 async def test_a_small_mix_ends_as_a_plain_loop_would(
     engine: Engine, writer: str, size: int, share: float, seed: int
 ) -> None:
-    await check_thrice(engine, make_case(writer, size, share, seed), writer)
+    await check_thrice(engine, engine, make_case(writer, size, share, seed), writer)
 
 
 @pytest.mark.parametrize("share", [0.01, 0.3], ids=["sparse", "dense"])
 @pytest.mark.parametrize("writer", WRITERS)
 async def test_a_mix_of_1000_ends_as_a_plain_loop_would(engine: Engine, writer: str, share: float) -> None:
-    await check_thrice(engine, make_case(writer, 1000, share, 3), writer)
+    await check_thrice(engine, engine, make_case(writer, 1000, share, 3), writer)
 
 
 @pytest.mark.parametrize("share", [0.001, 0.1], ids=["sparse", "dense"])
-@pytest.mark.parametrize("writer", ["execute_many", "copy_into", "copy_text"])
+@pytest.mark.parametrize("writer", ROW_WRITERS)
 async def test_a_mix_of_10_000_ends_as_a_plain_loop_would(engine: Engine, writer: str, share: float) -> None:
     case = make_case(writer, 10_000, share, 4)
-    await check(engine, case, await engine.run(make_batch(writer)(case.items)), writer)
+    await check(engine, case, await engine.run(item_batch(writer)(case.items)), writer)
 
 
 @pytest.mark.parametrize("share", [0.02, 0.4], ids=["sparse", "dense"])
 @pytest.mark.parametrize("size", [65, 400])
-@pytest.mark.parametrize("writer", ["execute_many", "copy_into", "copy_text"])
-async def test_without_the_temp_privilege_it_ends_the_same(
-    database: str, without_temp: str, writer: str, size: int, share: float
+@pytest.mark.parametrize("writer", ROW_WRITERS)
+async def test_a_mix_written_without_the_temp_privilege_ends_the_same(
+    engine: Engine, engine_without_temp: Engine, writer: str, size: int, share: float
 ) -> None:
     """The server can't try row by row there: the search falls back to spans."""
-    async with engine_as(database) as owner, engine_as(database, without_temp) as engine:
-        case = make_case(writer, size, share, 5)
-        write = make_batch(writer)
-        for op in (write(case.items), write(case.items), pipe(write(case.items), retry(P))):
-            await owner.execute("TRUNCATE item")
-            await check(engine, case, await engine.run(op), writer)
+    await check_thrice(engine, engine_without_temp, make_case(writer, size, share, 5), writer)
 
 
 @pytest.mark.parametrize("writer", WRITERS)
-async def test_a_batch_inside_a_transaction_of_others_ends_the_same(engine: Engine, writer: str) -> None:
+async def test_a_mix_inside_a_transaction_of_others_ends_the_same(engine: Engine, writer: str) -> None:
     """Deferred constraints can't wait for COMMIT there: more SQL follows."""
     case = make_case(writer, 300, 0.1, 6)
-    write = make_batch(writer)
+    write = item_batch(writer)
     async with engine.transaction() as conn:
         await conn.execute("INSERT INTO parent VALUES (1000)")
         result = await write(case.items)(conn)
@@ -296,12 +256,9 @@ async def test_a_batch_inside_a_transaction_of_others_ends_the_same(engine: Engi
 @pytest.mark.parametrize("writer", WRITERS)
 async def test_two_batches_at_once_do_not_disturb_each_other(engine: Engine, writer: str) -> None:
     """One batch object, two connections: what it learned is shared, what it writes is not."""
-    import anyio  # noqa: PLC0415
-
     case = make_case(writer, 400, 0.1, 7)
-    half = len(case.items) // 2
     other = [_moved(row, writer) for row in case.items]
-    write = make_batch(writer)
+    write = item_batch(writer)
     results: dict[str, BatchResult[Any, Any]] = {}
 
     async def run(name: str, items: Sequence[Row]) -> None:
@@ -311,7 +268,6 @@ async def test_two_batches_at_once_do_not_disturb_each_other(engine: Engine, wri
         group.start_soon(run, "first", case.items)
         group.start_soon(run, "second", other)
     assert told(results["first"]) == told(results["second"]) == case.failed
-    assert half
     assert await engine.fetchval("SELECT count(*) FROM item") == 2 * len(case.rows)
 
 
@@ -324,11 +280,11 @@ def _moved(row: Row, writer: str) -> Row:
     return tuple(values[name] for name in COLUMNS)
 
 
-def test_the_model_meets_every_kind_of_fault() -> None:
-    for writer in WRITERS:
-        case = make_case(writer, 1000, 0.3, 3)
-        assert {code for _, code in case.failed} >= {kind[writer] for kind in FAULTS.values()}
-        assert 0 < len(case.rows) < 1000
+@pytest.mark.parametrize("writer", WRITERS)
+def test_the_model_meets_every_kind_of_fault(writer: str) -> None:
+    case = make_case(writer, 1000, 0.3, 3)
+    assert {code for _, code in case.failed} >= {kind[writer] for kind in FAULTS.values()}
+    assert 0 < len(case.rows) < 1000
 
 
 def test_asyncpg_still_raises_its_data_error_on_the_client() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dbop_raw.batching.writers import _escape, _text
+from dbop_raw.batching.writers.text_format import escape, lines
 
 VALUE = st.none() | st.text(alphabet="ab\t\n\r\\.N", max_size=4)
 # A width, and rows of it: often without any NULL, for those go another way.
@@ -20,7 +20,7 @@ TABLE = st.integers(1, 3).flatmap(
 
 
 @given(TABLE)
-def test_a_piece_is_its_rows_value_by_value(table: tuple[int, list[list[str | None]]]) -> None:
+def test_lines_are_written_as_value_by_value(table: tuple[int, list[list[str | None]]]) -> None:
     width, rows = table
-    slowly = ["\t".join("\\N" if value is None else _escape(value) for value in row) for row in rows]
-    assert _text(rows, width) == "\n".join(slowly)
+    slowly = ["\t".join("\\N" if value is None else escape(value) for value in row) for row in rows]
+    assert lines(rows, width) == "\n".join(slowly)

@@ -1,11 +1,11 @@
 """Many rows with the same missing parents: set apart, and still each judged as a plain loop would."""
 
 import random
-from typing import Any
 
 import pytest
 
-from dbop_raw import Engine, batch, copy_into, copy_text
+from dbop_raw import Engine
+from tests.support.batching import COPY_WRITERS, as_items, make_batch, told
 
 pytestmark = pytest.mark.anyio
 
@@ -26,15 +26,24 @@ def a_loop(rows: list[tuple[int, int | None]]) -> tuple[dict[int, int | None], l
     return table, failed
 
 
-@pytest.mark.parametrize("kind", ["copy_into", "copy_text"])
+def make_rows(chance: random.Random, doubles: int, *, everyone: bool) -> list[tuple[int, int | None]]:
+    """Rows of which many refer to the same two missing parents, and some repeat an id."""
+    parents = [900, 901] if everyone else [None, *PARENTS, *([900, 901] * 8)]
+    rows: list[tuple[int, int | None]] = [(n, chance.choice(parents)) for n in range(400)]
+    for _ in range(doubles):
+        rows[chance.randrange(200, 400)] = (chance.randrange(200), chance.choice([3, 900]))
+    return rows
+
+
+@pytest.mark.parametrize("writer", COPY_WRITERS)
 @pytest.mark.parametrize("doubles", [0, 3, 40])
 @pytest.mark.parametrize("everyone", [False, True])
-async def test_it_ends_as_a_plain_loop_would(
-    postgres_dsn: str, kind: str, doubles: int, everyone: bool
+async def test_batches_with_crowds_of_missing_parents_end_as_a_plain_loop_would(
+    postgres_dsn: str, writer: str, doubles: int, everyone: bool
 ) -> None:
-    chance = random.Random(f"{kind} {doubles} {everyone}")
-    make: Any = copy_into if kind == "copy_into" else copy_text
-    write = batch(make("child", columns=("id", "parent")))
+    """Four batches, each with what those before it taught."""
+    chance = random.Random(f"{writer} {doubles} {everyone}")
+    write = make_batch(writer, "child", ("id", "parent"))
     async with Engine.open(postgres_dsn, min_size=1, max_size=1) as engine:
         await engine.execute(
             "CREATE TABLE parent (id int PRIMARY KEY);"
@@ -43,29 +52,16 @@ async def test_it_ends_as_a_plain_loop_would(
         )
         for _ in range(4):
             await engine.execute("TRUNCATE child")
-            rows: list[tuple[int, int | None]] = [
-                (
-                    n,
-                    chance.choice([900, 901])
-                    if everyone
-                    else chance.choice([None, *PARENTS, *([900, 901] * 8)]),
-                )
-                for n in range(400)
-            ]
-            for _ in range(doubles):
-                rows[chance.randrange(200, 400)] = (chance.randrange(200), chance.choice([3, 900]))
+            rows = make_rows(chance, doubles, everyone=everyone)
             table, failed = a_loop(rows)
-            items: Any = rows
-            if kind == "copy_text":
-                items = [tuple(None if value is None else str(value) for value in row) for row in rows]
-            result = await engine.run(write(items))
+            result = await engine.run(write(as_items(writer, rows)))
             found = {row["id"]: row["parent"] for row in await engine.fetch("SELECT * FROM child")}
             assert found == table
-            assert [(one.index, one.verdict.sqlstate) for one in result.failed] == failed
+            assert told(result) == failed
 
 
 async def test_a_table_that_refers_to_itself_is_not_reordered(postgres_dsn: str) -> None:
-    write = batch(copy_into("tree", columns=("id", "parent")))
+    write = make_batch("copy_into", "tree", ("id", "parent"))
     async with Engine.open(postgres_dsn, min_size=1, max_size=1) as engine:
         await engine.execute("CREATE TABLE tree (id int PRIMARY KEY, parent int REFERENCES tree)")
         lost = [(n, 1000) for n in range(100)]

@@ -1,0 +1,170 @@
+"""The judgements of a batch: what a failed span means, when constraints are checked, how many may fail.
+
+Pure, no I/O: errors and their verdicts come in, a decision goes out as a value. `batch.py` drives: it sends,
+waits and undoes, and does what is decided here. So each rule can be read, and tested, without a server.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+from dbop_raw.batching.result import Failed
+from dbop_raw.batching.spans import Step
+from dbop_raw.batching.writers.protocol import Unsupported, WriteFailed
+from dbop_raw.failure.errors import RetriesExhausted
+from dbop_raw.failure.sqlstate import Repair, Verdict
+
+__all__ = [
+    "ConstraintChecks",
+    "Decision",
+    "Judgement",
+    "choose_constraint_checks",
+    "forward_references",
+    "judge",
+    "too_many",
+]
+
+Item = TypeVar("Item")
+
+_FOREIGN_KEY_VIOLATION = "23503"
+
+
+# --- a span that failed
+
+
+class Decision(enum.Enum):
+    """What follows from the failure of a span."""
+
+    RAISE = "raise"
+    """The error leaves the batch: every item would meet it, or only a new transaction or connection repairs
+    it, and the run around the batch starts the whole again.
+    """
+    RETRY = "retry"
+    """The culprit is tried again from the savepoint, as often as the policy allows; after that it is bad."""
+    BLAME = "blame"
+    """The culprit is bad; where there is none, one of the span is, and the chooser goes on searching."""
+    NO_ROWS_HERE = "no rows here"
+    """The server could not try these rows one by one: they are written in spans, which show why."""
+    NO_ROWS = "no rows"
+    """The server can't try any rows of this batch one by one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """What a failed span means."""
+
+    decision: Decision
+    verdict: Verdict
+    """Of the error; of the error behind it where an item's own `retry` gave up."""
+    culprit: int | None = None
+    """The item that the error is about, where that is known."""
+
+
+def judge(step: Step, failed: WriteFailed, verdict_of: Callable[[BaseException], Verdict]) -> Judgement:
+    """Say what the failure of a step means.
+
+    Args:
+        step: What was tried.
+        failed: What the writer said of it.
+        verdict_of: Gives the verdict of an error, by the rules of the engine that runs the batch.
+    """
+    if step.way == "rows":
+        verdict = verdict_of(failed.error)
+        return Judgement(_judge_rows(failed, verdict), verdict)
+    # What an item's own retry gave up is final for the item; what it says of the item is in the cause.
+    cause = failed.error.__cause__ if isinstance(failed.error, RetriesExhausted) else None
+    verdict = verdict_of(cause or failed.error)
+    culprit = failed.index if step.hi - step.lo > 1 else step.lo
+    if verdict.repair is Repair.NEVER:
+        # What the driver refused to send is the item's whatever its code: no server has seen it.
+        of_an_item = verdict.item or (failed.client and failed.index is not None)
+        decision = Decision.BLAME if of_an_item else Decision.RAISE
+    elif cause is not None:
+        decision = Decision.BLAME
+    elif verdict.repair is Repair.SAVEPOINT:
+        # Nobody can be tried again where nobody is named: the search will show whom it is about.
+        decision = Decision.BLAME if culprit is None else Decision.RETRY
+    else:
+        decision = Decision.RAISE
+    return Judgement(decision, verdict, culprit)
+
+
+def _judge_rows(failed: WriteFailed, verdict: Verdict) -> Decision:
+    if not failed.client and verdict.repair in {Repair.TRANSACTION, Repair.CONNECTION, Repair.UNKNOWN}:
+        return Decision.RAISE
+    # A row that can't be sent, or one that waits for a lock, says nothing of other rows. Anything else does:
+    # no privilege, no language, a type that doesn't fit.
+    here_only = failed.client or verdict.item or verdict.repair is Repair.SAVEPOINT
+    if here_only and not isinstance(failed.error, Unsupported):
+        return Decision.NO_ROWS_HERE
+    return Decision.NO_ROWS
+
+
+# --- deferred constraints
+
+
+class ConstraintChecks(enum.Enum):
+    """When deferred constraints are checked. Checked at COMMIT or all at once, they name no item."""
+
+    AT_COMMIT = "at COMMIT"
+    """Nothing is sent: only COMMIT follows, which checks them anyway. A clean batch is one round trip shorter
+    by that. Where COMMIT refuses, the run starts again, with `IMMEDIATE`.
+    """
+    AT_END = "at the batch's end"
+    """More follows in the transaction, so the batch checks them itself, once; where that fails, it undoes
+    all and starts again, with `IMMEDIATE`.
+    """
+    IMMEDIATE = "immediate"
+    """Each statement checks all, so that its error falls on an item."""
+
+
+def choose_constraint_checks(*, more_follows: bool, constraints_immediate: bool) -> ConstraintChecks:
+    """Say when a batch is to check deferred constraints.
+
+    Args:
+        more_follows: Will more than COMMIT follow the batch in its transaction?
+        constraints_immediate: Has COMMIT refused this run before?
+    """
+    if more_follows:
+        return ConstraintChecks.AT_END
+    return ConstraintChecks.IMMEDIATE if constraints_immediate else ConstraintChecks.AT_COMMIT
+
+
+def _may_be_a_forward_reference(failed: Failed[Item]) -> bool:
+    return failed.verdict.sqlstate == _FOREIGN_KEY_VIOLATION
+
+
+def forward_references(failed: Mapping[int, Failed[Item]]) -> dict[int, Failed[Item]]:
+    """Return those of `failed` that a later item of the batch may have made good.
+
+    A deferred foreign key allows a row to refer to a later one. Checked immediately, such a row is refused
+    for coming too early.
+    """
+    return {index: one for index, one in failed.items() if _may_be_a_forward_reference(one)}
+
+
+# --- the skip limit
+
+
+def too_many(
+    failed: Mapping[int, Failed[Item]], skip_limit: int, *, constraints_immediate: bool
+) -> tuple[Failed[Item], ...]:
+    """Return the failures in order where they are more than `skip_limit` allows; else none.
+
+    Args:
+        failed: The items that are set aside at present, by index.
+        skip_limit: How many items may fail.
+        constraints_immediate: Constraints are checked early, and forward references not yet tried again: they
+            don't count as long as they may only have come too early.
+    """
+    if len(failed) <= skip_limit:
+        return ()
+    counted = tuple(
+        failed[index]
+        for index in sorted(failed)
+        if not (constraints_immediate and _may_be_a_forward_reference(failed[index]))
+    )
+    return counted if len(counted) > skip_limit else ()
