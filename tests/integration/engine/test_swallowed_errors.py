@@ -72,6 +72,8 @@ INSIDE: dict[str, Callable[[], Any]] = {
     "as the last item": of_a_batch(2, 3, SWALLOWS),
     "as the first item": of_a_batch(SWALLOWS, 2),
     "in the middle of the items": of_a_batch(2, SWALLOWS, 3),
+    "as the last item after a bad one": of_a_batch(2, 1, 3, SWALLOWS),
+    "as the last of many items": of_a_batch(*range(20, 98), 1, *range(110, 140), SWALLOWS),
 }
 PLACES = pytest.mark.parametrize("inside", INSIDE)
 
