@@ -100,13 +100,15 @@ def database(postgres_server: Server) -> Iterator[str]:
 async def scene(database: str) -> AsyncIterator[Scene]:
     utc = {"timezone": "UTC"}
     owner = await asyncpg.connect(database, server_settings=utc)
-    await owner.execute(
-        "DROP TABLE IF EXISTS t; DROP TYPE IF EXISTS mood, pair; "
-        "CREATE TYPE mood AS ENUM ('ok'); CREATE TYPE pair AS (n int, word text)"
-    )
-    async with Engine.open(database, min_size=0, max_size=1, server_settings=utc) as engine:
-        yield Scene(engine, owner)
-    await owner.close()
+    try:
+        await owner.execute(
+            "DROP TABLE IF EXISTS t; DROP TYPE IF EXISTS mood, pair; "
+            "CREATE TYPE mood AS ENUM ('ok'); CREATE TYPE pair AS (n int, word text)"
+        )
+        async with Engine.open(database, min_size=0, max_size=1, server_settings=utc) as engine:
+            yield Scene(engine, owner)
+    finally:
+        await owner.close()
 
 
 def rows_of(writer: str, value: Any, text: str, bad_one_in: int, start: int = 0) -> list[Any]:
