@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from dbop_raw.cli import ingest as ingesting
+from dbop_raw.cli import pool_size as sizing
 from dbop_raw.cli import sqlstate as explaining
 from dbop_raw.sources.csv import Dialect
 
@@ -135,3 +136,6 @@ def sqlstate(
 ) -> None:
     """Explain a code."""
     raise typer.Exit(explaining.run(code))
+
+
+app.command("pool-size", help=sizing.HELP)(sizing.pool_size)

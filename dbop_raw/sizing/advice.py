@@ -93,7 +93,7 @@ def pool_advice(before: EngineStats, after: EngineStats, seconds: float) -> Pool
     It speaks of that window only: take one of your busiest time, many times longer than a connection is held.
     Waiting for a connection to be *opened* counts as waiting. The engine should be the pool's only user: what
     others hold is not seen. It can't know whether the server has room for more connections; measure that
-    (`scripts/bench pool`).
+    (`dbop-raw pool-size`).
 
     Raises `PolicyError` when `seconds` is not above 0, or the snapshots are not of one engine in this order.
     """
@@ -171,7 +171,7 @@ def _waits(window: _Window) -> str:
     share = window.wait_share
     if not share:
         return f"none of {window.asked:,} calls waited for one"
-    percent = "under 0.1" if share < 0.001 else f"{share * 100:.3g}"  # noqa: PLR2004 - as it is written there
+    percent = "under 0.1" if share < 0.001 else f"{share * 100:.3g}"
     refused = f", {window.refused:,} got none" if window.refused else ""
     mean = f"{window.mean_wait * 1000:.2g} ms on average"
     return f"{percent} % of {window.asked:,} calls waited for one ({mean}{refused})"

@@ -20,6 +20,7 @@ EXTRAS = {
     "observe.": {"opentelemetry"},
     "testing.": {"docker", "pytest"},
     "cli.": {"rich", "typer"},
+    "sizing.": {"markdown_it", "matplotlib", "numpy"},
 }
 
 

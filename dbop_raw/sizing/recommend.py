@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from statistics import fmean, median
 from typing import Literal
 
-from bench.pool.model import Estimate, relative_interval
+from dbop_raw.sizing.model import Estimate, relative_interval
 
 __all__ = ["Advice", "SizePoint", "Standing", "formula_size", "recommend"]
 
@@ -42,9 +42,9 @@ class Standing:
     """How one size compares."""
 
     size: int
-    throughput: Estimate
+    throughput_share: Estimate
     """As a share of the best size's, with its 90 % confidence interval."""
-    p99: Estimate | None
+    p99_ratio: Estimate | None
     """As a multiple of the best p99; None where the throughput already decided."""
     good: Answer
 
@@ -71,60 +71,73 @@ def formula_size(cores: int) -> int:
 
 
 def recommend(points: Sequence[SizePoint], *, cores: int, limit: str = "") -> Advice:
-    """The smallest good size, where the spread of the rounds leaves no doubt; `points` by ascending size.
+    """The smallest good size, where the spread of the rounds leaves no doubt.
 
-    Sizes are compared round by round, so that what slows a whole round down counts for nothing. `limit` is
-    what is known to have held the throughput down ("the client's CPU …"), for the sentence.
+    Sizes are compared round by round, so that what slows a whole round down counts for nothing.
+
+    Args:
+        points: What was measured, by ascending size.
+        cores: Of the server, for the common formula.
+        limit: What is known to have held the throughput down ("The client …"), for the sentence.
     """
-    best, by_formula = _best(points), formula_size(cores)
+    # Of sizes where requests failed, only if they did at all.
+    sound = [point for point in points if point.failed <= FAILED] or points
+    best = max(sound, key=lambda point: fmean(point.throughput))
     if fmean(best.throughput) <= 0:
-        nothing = "The data can't decide: no request succeeded."
-        return Advice(None, points[0].size, nothing, by_formula, _formula(points, (), cores), ())
-    standings = _standings(points, best)
-    leaning = next((one for one in standings if _probably(one)), None)
-    chosen = next((one for one in standings if one.good != "no"), None)
-    by_size = {point.size: point for point in points}
-    tail = f" {limit}" if limit else ""
-    size: int | None = None
-    if chosen is None or leaning is None:
-        sentence = f"No size will do: at each, more than {FAILED:.0%} of the requests failed or were shed."
-        leaning_size = best.size
-    elif chosen.good == "yes" and not _rises(points, chosen):
-        size = leaning_size = chosen.size
-        sentence = f"{_reason(points, standings, by_size[size])}."
+        size, leaning, sentence = None, points[0].size, "The data can't decide: no request succeeded."
+        standings: tuple[Standing, ...] = ()
     else:
-        leaning_size = leaning.size
-        sentence = _undecided(points, standings, chosen, leaning_size)
-    formula = _formula(points, standings, cores)
-    return Advice(size, leaning_size, sentence + tail, by_formula, formula, standings)
+        standings = _standings(points, best)
+        size, leaning, sentence = _choose(points, standings, best)
+        sentence += f" {limit}" if limit else ""
+    return Advice(size, leaning, sentence, formula_size(cores), _formula(points, standings, cores), standings)
+
+
+def _choose(
+    points: Sequence[SizePoint], standings: Sequence[Standing], best: SizePoint
+) -> tuple[int | None, int, str]:
+    leaning = next((one.size for one in standings if _probably(one)), best.size)
+    chosen = next((one for one in standings if one.good != "no"), None)
+    if chosen is None:
+        none = f"No size will do: at each, more than {FAILED:.0%} of the requests failed or were shed."
+        return None, best.size, none
+    # Where the largest is the first good one, a larger one may be better still.
+    rises = len(points) > 1 and chosen.size == points[-1].size
+    if chosen.good != "yes" or rises:
+        return None, leaning, _undecided(points, standings, chosen, leaning)
+    point = next(one for one in points if one.size == chosen.size)
+    throughput = (
+        "the best throughput"
+        if point is best
+        else f"{chosen.throughput_share.value:.0%} of the best throughput (that of {best.size})"
+    )
+    reason = f"{throughput}, and the p99 wait is {_time(point.wait_p99)}{_beyond(points, point)}"
+    return chosen.size, chosen.size, f"{chosen.size}: {reason}."
 
 
 # --- how sizes compare
 
 
-def _best(points: Sequence[SizePoint]) -> SizePoint:
-    """The largest throughput; of sizes where requests failed only if they did at all."""
-    sound = [point for point in points if point.failed <= FAILED] or points
-    return max(sound, key=lambda point: fmean(point.throughput))
-
-
 def _standings(points: Sequence[SizePoint], best: SizePoint) -> tuple[Standing, ...]:
-    shares = {point.size: _ratio(point.throughput, best.throughput) for point in points}
-    carries = {
-        point.size: "no" if point.failed > FAILED else _at_least(shares[point.size], GOOD_THROUGHPUT)
-        for point in points
-    }
-    quick = [point for point in points if carries[point.size] == "yes"] or [best]
+    shares = [_ratio(point.throughput, best.throughput) for point in points]
+    carries: list[Answer] = [
+        "no" if point.failed > FAILED else _between(share, GOOD_THROUGHPUT, math.inf)
+        for point, share in zip(points, shares, strict=True)
+    ]
+    quick = [point for point, answer in zip(points, carries, strict=True) if answer == "yes"] or [best]
     reference = min(quick, key=lambda point: fmean(point.p99))
     standings = []
-    for point in points:
-        share, answer = shares[point.size], carries[point.size]
-        if answer == "no":
-            standings.append(Standing(point.size, share, None, "no"))
-            continue
-        slowness = _ratio(point.p99, reference.p99)
-        standings.append(Standing(point.size, share, slowness, _both(answer, _at_most(slowness, GOOD_P99))))
+    for point, share, answer in zip(points, shares, carries, strict=True):
+        slowness, good = None, answer
+        if answer != "no":
+            slowness = _ratio(point.p99, reference.p99)
+            answers = {answer, _between(slowness, 0.0, GOOD_P99)}
+            good = next(one for one in _WORST_FIRST if one in answers)
+        standings.append(Standing(point.size, share, slowness, good))
     return tuple(standings)
+
+
+_WORST_FIRST: tuple[Answer, ...] = ("no", "unknown", "yes")
 
 
 def _ratio(values: Sequence[float], others: Sequence[float]) -> Estimate:
@@ -137,63 +150,36 @@ def _ratio(values: Sequence[float], others: Sequence[float]) -> Estimate:
     return relative_interval([one / other for one, other in pairs])
 
 
-def _at_least(estimate: Estimate, least: float) -> Answer:
-    if estimate.low >= least:
+def _between(estimate: Estimate, least: float, most: float) -> Answer:
+    if estimate.low >= least and estimate.high <= most:
         return "yes"
-    return "no" if estimate.high < least else "unknown"
-
-
-def _at_most(estimate: Estimate, most: float) -> Answer:
-    if estimate.high <= most:
-        return "yes"
-    return "no" if estimate.low > most else "unknown"
-
-
-def _both(one: Answer, other: Answer) -> Answer:
-    if "no" in {one, other}:
-        return "no"
-    return "unknown" if "unknown" in {one, other} else "yes"
+    return "no" if estimate.high < least or estimate.low > most else "unknown"
 
 
 def _probably(standing: Standing) -> bool:
     """Good, by the means alone."""
-    return standing.good != "no" and (
-        standing.throughput.value >= GOOD_THROUGHPUT
-        and (standing.p99 is None or standing.p99.value <= GOOD_P99)
+    p99 = standing.p99_ratio
+    return (
+        standing.good != "no"
+        and standing.throughput_share.value >= GOOD_THROUGHPUT
+        and (p99 is None or p99.value <= GOOD_P99)
     )
-
-
-def _rises(points: Sequence[SizePoint], chosen: Standing) -> bool:
-    """The largest size is the first good one: a larger one may be better still."""
-    return len(points) > 1 and chosen.size == points[-1].size
 
 
 # --- words
 
 
-def _reason(points: Sequence[SizePoint], standings: Sequence[Standing], chosen: SizePoint) -> str:
-    share = next(one.throughput for one in standings if one.size == chosen.size)
-    best = _best(points)
-    throughput = (
-        "the best throughput"
-        if best is chosen
-        else f"{share.value:.0%} of the best throughput (that of {best.size})"
-    )
-    return (
-        f"{chosen.size}: {throughput}, and the p99 wait is {_time(chosen.wait_p99)}{_beyond(points, chosen)}"
-    )
-
-
 def _beyond(points: Sequence[SizePoint], chosen: SizePoint) -> str:
     """What the next sizes would bring: the first that changes the p99 by much, else the largest."""
     larger = [point for point in points if point.size > chosen.size]
-    if not larger:
-        return ""
     here = median(chosen.p99)
     for point in larger:
         times = median(point.p99) / here if here else 1.0
         if times >= 1.25:
-            return f"; at {point.size} the p99 {_grows(times)}, {_time(here)} to {_time(median(point.p99))}"
+            there = _time(median(point.p99))
+            return f"; at {point.size} the p99 {_grows(times)}, {_time(here)} to {there}"
+    if not larger:
+        return ""
     gain = fmean(larger[-1].throughput) / fmean(chosen.throughput) - 1
     return f"; {larger[-1].size} would change the throughput by {gain:+.0%}"
 
@@ -201,7 +187,7 @@ def _beyond(points: Sequence[SizePoint], chosen: SizePoint) -> str:
 def _grows(times: float) -> str:
     if 1.8 <= times < 2.3:
         return "doubles"
-    return f"is {times:.1f} times as long" if times >= 2.3 else f"rises by {times - 1:.0%}"
+    return f"is {times:.1f} times as long" if times > 2 else f"rises by {times - 1:.0%}"
 
 
 def _undecided(
@@ -214,25 +200,20 @@ def _undecided(
             f"The data can't decide: {chosen.size} is the largest size that was measured, and the first "
             "that is good; measure larger ones."
         )
-    doubtful = [str(one.size) for one in standings if one.good == "unknown"]
-    first = next((str(one.size) for one in standings if one.good == "yes"), None)
-    others = doubtful if first is None or first in doubtful else [*doubtful, first]
-    sizes = sorted({int(one) for one in others})
-    between = f"between {_list(sizes)}" if len(sizes) > 1 else f"whether {sizes[0]} is enough"
+    first = next((one.size for one in standings if one.good == "yes"), None)
+    doubtful = {one.size for one in standings if one.good == "unknown"} | ({first} if first else set())
+    *sizes, last = sorted(doubtful)
+    between = f"between {', '.join(map(str, sizes))} and {last}" if sizes else f"whether {last} is enough"
     return (
         f"The data can't decide {between}: their confidence intervals overlap the limit; by the means alone, "
         f"{leaning}. More --rounds or longer --seconds would tell."
     )
 
 
-def _list(sizes: Sequence[int]) -> str:
-    return f"{', '.join(str(size) for size in sizes[:-1])} and {sizes[-1]}"
-
-
 def _formula(points: Sequence[SizePoint], standings: Sequence[Standing], cores: int) -> str:
     size = formula_size(cores)
     says = f"The common formula, 2 * cores + 1, says {size} ({cores} {'core' if cores == 1 else 'cores'})"
-    known = {one.size: one.throughput.value for one in standings}
+    known = {one.size: one.throughput_share.value for one in standings}
     if size in known:
         p99 = next(median(point.p99) for point in points if point.size == size)
         return f"{says}: {known[size]:.0%} of the best throughput, p99 {_time(p99)}."

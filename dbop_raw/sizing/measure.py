@@ -1,0 +1,365 @@
+"""One measurement: a pool of one size, by an engine or by plain asyncpg code, for a few seconds or one burst.
+
+What the server does meanwhile is seen in pg_stat_activity, over a connection of its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import time
+from array import array
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Literal, NamedTuple
+
+import anyio
+import asyncpg
+
+from dbop_raw.engine.engine import Engine
+from dbop_raw.sizing.load import DRAIN, Load, TimedPool, Window, burst, closed_loop, open_loop
+from dbop_raw.sizing.model import percentiles
+from dbop_raw.sizing.options import BadOption, Options
+from dbop_raw.sizing.workloads import BUILT_IN, Request, Workload, prepare_schema, remove_schema
+
+__all__ = ["KINDS", "Cell", "Kind", "Measured", "Sample", "ServerSide", "measure", "ready", "summarise"]
+
+Kind = Literal["dbop_raw", "asyncpg"]
+KINDS: tuple[Kind, ...] = ("dbop_raw", "asyncpg")
+
+# The application_name of the connections that are measured: only they are looked at.
+_APPLICATION = "dbop-raw pool-size"
+_CONNECT_SECONDS, _CLOSE_SECONDS = 15.0, 5.0
+# For the first request, which shows whether the workload works at all.
+_FIRST_SECONDS = 60.0
+# Connections that the server needs beyond the largest pool: the watcher, and one for whoever has to look.
+_SPARE = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Cell:
+    """What is measured."""
+
+    size: int
+    kind: Kind
+    least: int | None = None
+    """Connections that are open from the start. None: all."""
+
+
+class Sample(NamedTuple):
+    """One look at the pool and at the server."""
+
+    at: float
+    """Seconds from the start of the window."""
+    in_use: int
+    waiting: int
+    """Callers that wait for a connection of the pool."""
+    active: int
+    """Backends that work on a statement, waiting ones too."""
+    blocked: int
+    """Of these, those that wait for something inside the server."""
+    events: tuple[tuple[str, int], ...]
+    """What the backends in a transaction or a statement do: (`CPU` or `type:event`, how many)."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServerSide:
+    """Means over all samples; 0 where there were none."""
+
+    samples: int
+    active: float
+    blocked: float
+    events: dict[str, float]
+    """Mean number of backends by what they did, most first. `CPU`: none of the server's own waits (it ran, or
+    wanted to); `Client:ClientRead`: in a transaction, and waiting for the client's next statement.
+    """
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Measured:
+    """What came out of one measurement; times in seconds."""
+
+    cell: Cell
+    seconds: float
+    """From its start to its end; of a burst, until the last request was done."""
+    completed: int
+    throughput: float
+    """Requests a second."""
+    p50: float
+    p99: float
+    wait_p99: float
+    errors: dict[str, int]
+    shed: int
+    unfinished: int
+    failed: int
+    """Errors, sheds and what was not finished."""
+    asked: int
+    """How many asked for a connection."""
+    queued: int
+    """How many of them had to wait, more than 0.1 ms."""
+    opened: int
+    """Connections opened meanwhile."""
+    hold: float
+    """That a request held its connection, on average."""
+    in_use: float
+    """Connections, on average over the time."""
+    queue: float
+    """Callers that waited for one, on average over the time."""
+    client_cpu: float
+    """Of one core, that this process used: near 1 it is the limit, and not the server."""
+    latencies: array[float]
+    waits: array[float]
+    """For a connection; those that waited for nothing count too."""
+    samples: tuple[Sample, ...]
+
+
+# --- the server is ready
+
+
+@contextlib.asynccontextmanager
+async def ready(dsn: str, options: Options, workload: Workload) -> AsyncIterator[Any]:
+    """Make the workload's tables and try one request; gives a connection to watch the server with.
+
+    Raises:
+        BadOption: The server, or the workload on it, can't be used; the message says why.
+    """
+    watcher = await _connect(dsn)
+    made = False
+    try:
+        await _check_room(watcher, options.sizes[-1])
+        try:
+            if workload.name in BUILT_IN:
+                await prepare_schema(watcher)
+                made = True
+                await watcher.execute(workload.setup)
+            async with asyncio.timeout(_FIRST_SECONDS), _open_pool(dsn, Cell(1, "dbop_raw"), 0.0) as pool:
+                await _sender(pool, "dbop_raw", options)(workload.make(random.Random(options.seed)))
+        except BadOption:
+            raise
+        except Exception as exc:
+            # The SQL or the code is the user's own: whatever it raises is theirs to read.
+            raise BadOption(f"{workload.name}: a first request failed: {type(exc).__name__}: {exc}") from exc
+        yield watcher
+    finally:
+        with anyio.move_on_after(_CONNECT_SECONDS, shield=True):
+            # An error of the run itself is what a person wants to read, not what it did to the cleaning up.
+            with contextlib.suppress(asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+                if made:
+                    await remove_schema(watcher)
+            await watcher.close()
+
+
+async def _connect(dsn: str) -> Any:
+    try:
+        return await asyncpg.connect(dsn, timeout=_CONNECT_SECONDS)
+    except TimeoutError:
+        raise BadOption(f"--dsn: no answer within {_CONNECT_SECONDS:g} s") from None
+    except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError) as exc:
+        raise BadOption(f"--dsn: can't connect: {type(exc).__name__}: {exc}") from None
+    except ValueError:
+        # Its text may quote a part of the password.
+        raise BadOption(
+            "--dsn: it can't be read: give postgresql://user:password@host:port/database"
+        ) from None
+
+
+async def _check_room(watcher: Any, size: int) -> None:
+    row = await watcher.fetchrow(
+        "SELECT pg_catalog.current_setting('max_connections')::int AS most, "
+        "pg_catalog.current_setting('superuser_reserved_connections')::int AS kept, "
+        "(SELECT count(*) FROM pg_catalog.pg_stat_activity WHERE backend_type = 'client backend') AS taken"
+    )
+    room = row["most"] - row["kept"] - row["taken"] - _SPARE
+    if size > room:
+        raise BadOption(
+            f"--sizes: {size} connections are more than the server has room for: {room} (max_connections is "
+            f"{row['most']}, {row['taken']} are taken)"
+        )
+
+
+# --- a measurement
+
+
+@contextlib.asynccontextmanager
+async def _open_pool(dsn: str, cell: Cell, connect_delay: float) -> AsyncIterator[TimedPool]:
+    """A pool for a cell; each connection takes `connect_delay` seconds more to open than it takes anyway."""
+
+    async def connect(*args: Any, **kwargs: Any) -> asyncpg.Connection:
+        # As a server far away, with TLS and a slow authentication, or one that forks slowly under load.
+        await asyncio.sleep(connect_delay)
+        conn: asyncpg.Connection = await asyncpg.connect(*args, **kwargs)
+        return conn
+
+    pool = await asyncpg.create_pool(
+        dsn,
+        min_size=cell.least or cell.size,
+        max_size=cell.size,
+        max_inactive_connection_lifetime=0,
+        server_settings={"application_name": _APPLICATION},
+        connect=connect,
+    )
+    try:
+        yield TimedPool(pool)
+        with anyio.move_on_after(_CLOSE_SECONDS, shield=True):
+            await pool.close()
+    finally:
+        pool.terminate()
+
+
+def _sender(pool: TimedPool, kind: Kind, options: Options) -> Callable[[Request], Awaitable[object]]:
+    """How a request is sent: by an engine, or as plain asyncpg code would."""
+    if kind == "dbop_raw":
+        engine = Engine(
+            pool.as_pool(), acquire_timeout=options.acquire_timeout, max_waiting=options.max_waiting
+        )
+        return lambda request: engine.run(request.operation, autocommit=not request.transaction)
+
+    async def bare(request: Request) -> None:
+        conn = await pool.acquire()
+        try:
+            if request.transaction:
+                async with conn.transaction():
+                    await request.bare(conn)
+            else:
+                await request.bare(conn)
+        finally:
+            await pool.release(conn)
+
+    return bare
+
+
+async def measure(
+    dsn: str, options: Options, workload: Workload, cell: Cell, *, round_number: int, watcher: Any
+) -> Measured:
+    """Measure a cell; `watcher` is the connection that `ready` gave."""
+    if workload.clear:
+        await watcher.execute(workload.clear)
+    clock = asyncio.get_running_loop().time
+    # The same requests, at the same moments in an open loop, for all cells of a round.
+    rng = random.Random(f"{options.seed} {round_number} requests")
+    samples, means = [], (0.0, 0.0, 0.0)
+    async with _open_pool(dsn, cell, options.connect_delay if options.spike else 0.0) as pool:
+        run = _sender(pool, cell.kind, options)
+
+        def send() -> Awaitable[object]:
+            return run(workload.make(rng))
+
+        if options.spike:
+            # The pool is idle, not cold: what is open has run such a request before.
+            await send()
+            before = pool.get_size()
+            pool.window = Window(clock(), float("inf"))
+            load = await burst([partial(run, workload.make(rng)) for _ in range(options.burst)])
+        else:
+            before, start = pool.get_size(), clock() + options.warmup
+            pool.window = Window(start, start + options.seconds)
+            async with asyncio.TaskGroup() as group:
+                looking = group.create_task(_look(watcher, pool))
+                metering = group.create_task(_meter(pool))
+                load = await _loop(send, pool.window, options, round_number)
+            samples, means = looking.result(), metering.result()
+        opened = pool.get_size() - before
+    p50, p99 = percentiles(load.latencies, (50, 99))
+    return Measured(
+        cell=cell,
+        seconds=load.window.seconds,
+        completed=load.completed,
+        throughput=load.completed / load.window.seconds,
+        p50=p50,
+        p99=p99,
+        wait_p99=percentiles(pool.waits, (99,))[0],
+        errors=dict(load.errors),
+        shed=load.shed,
+        unfinished=load.unfinished,
+        failed=load.failed,
+        asked=len(pool.waits) + pool.given_up,
+        queued=pool.queued,
+        opened=opened,
+        hold=pool.held / max(1, pool.given_back),
+        in_use=means[0],
+        queue=means[1],
+        client_cpu=means[2],
+        latencies=load.latencies,
+        waits=pool.waits,
+        samples=tuple(samples),
+    )
+
+
+async def _loop(
+    send: Callable[[], Awaitable[object]], window: Window, options: Options, round_number: int
+) -> Load:
+    if options.rate is None:
+        return await closed_loop(send, window, clients=options.clients)
+    rng = random.Random(f"{options.seed} {round_number} arrivals")
+    drain = max(DRAIN, options.acquire_timeout + 1)
+    return await open_loop(send, window, rate=options.rate, rng=rng, drain=drain)
+
+
+async def _meter(pool: TimedPool) -> tuple[float, float, float]:
+    """Means over the window: connections in use, callers waiting, this process's share of a core."""
+    clock = asyncio.get_running_loop().time
+    await asyncio.sleep(pool.window.start - clock())
+    began, (used, queued), cpu = clock(), pool.totals(), time.process_time()
+    await asyncio.sleep(pool.window.end - clock())
+    passed, (used_then, queued_then) = clock() - began, pool.totals()
+    return (used_then - used) / passed, (queued_then - queued) / passed, (time.process_time() - cpu) / passed
+
+
+# --- the server meanwhile
+
+# At most so many looks, and no more than one in so many seconds: one costs the server about a millisecond.
+_LOOKS, _LOOK_PAUSE = 50, 0.05
+_QUERY = """
+SELECT state, wait_event_type AS type, wait_event AS event, count(*) AS backends
+FROM pg_catalog.pg_stat_activity
+WHERE application_name = $1 AND pid <> pg_catalog.pg_backend_pid() GROUP BY 1, 2, 3
+"""
+_ON_CPU, _OUTSIDE = "CPU", "Client:ClientRead"
+
+
+async def _look(conn: Any, pool: TimedPool) -> list[Sample]:
+    """Look at the server over `conn` and at the pool, evenly over the window."""
+    clock, window = asyncio.get_running_loop().time, pool.window
+    step = max(_LOOK_PAUSE, window.seconds / _LOOKS)
+    samples: list[Sample] = []
+    moment = window.start + step / 2
+    while moment < window.end:
+        await asyncio.sleep(max(0.0, moment - clock()))
+        at, in_use, waiting = clock() - window.start, pool.in_use, pool.waiting
+        samples.append(_sample(at, in_use, waiting, await conn.fetch(_QUERY, _APPLICATION)))
+        # A look that came late leaves out those it ran into.
+        while (moment := moment + step) < clock():
+            pass
+    return samples
+
+
+def _sample(at: float, in_use: int, waiting: int, rows: Iterable[Any]) -> Sample:
+    events: Counter[str] = Counter()
+    active = blocked = 0
+    for row in rows:
+        state, count = row["state"] or "", int(row["backends"])
+        name = f"{row['type']}:{row['event']}" if row["type"] else _ON_CPU
+        if state == "active":
+            active += count
+            # A backend that is handed its next statement still shows the wait for the client for a moment.
+            blocked += count if row["type"] and name != _OUTSIDE else 0
+        if state == "active" or state.startswith("idle in transaction"):
+            events[name] += count
+    return Sample(at, in_use, waiting, active, blocked, tuple(events.most_common()))
+
+
+def summarise(samples: Iterable[Sample]) -> ServerSide:
+    """Means of samples, of one window or of several."""
+    looks = list(samples)
+    count, events = len(looks) or 1, Counter[str]()
+    for look in looks:
+        events.update(dict(look.events))
+    return ServerSide(
+        samples=len(looks),
+        active=sum(look.active for look in looks) / count,
+        blocked=sum(look.blocked for look in looks) / count,
+        events={name: total / count for name, total in events.most_common()},
+    )

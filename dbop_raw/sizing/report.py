@@ -1,0 +1,188 @@
+"""A result in all its forms: Markdown, JSON, PNG, and one HTML page that needs no network.
+
+And where it comes from: commit, versions, machine, server. Nothing of a DSN, and no folder of the machine.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+import os
+import platform
+import re
+import subprocess
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from markdown_it import MarkdownIt
+
+from dbop_raw.sizing.options import Options
+from dbop_raw.sizing.tables import Table
+
+__all__ = ["Report", "about", "cpu_model", "server_settings"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Report:
+    """What is reported, ready to be written."""
+
+    name: str
+    """Of the files, without an ending."""
+    title: str
+    sentences: tuple[str, ...]
+    """What came out of it, most important first."""
+    tables: Sequence[Table]
+    about: dict[str, Any]
+    data: dict[str, Any]
+    """For JSON, beside `about`."""
+    png: bytes
+    picture: str
+    """What the chart shows, for those who can't see it."""
+
+    def write(self, folder: Path) -> list[Path]:
+        """Write all files into `folder`, which is made where it is missing; gives their paths."""
+        folder.mkdir(parents=True, exist_ok=True)
+        text = json.dumps({"about": self.about, **self.data}, indent=1, allow_nan=False)
+        # For a reader: an item a line, but a list of plain numbers is one line.
+        text = re.sub(r"\[[-+.,\s\deE]+\]", lambda found: " ".join(found[0].split()), text) + "\n"
+        forms = {
+            "json": text.encode(),
+            "md": self.markdown().encode(),
+            "png": self.png,
+            "html": self.html().encode(),
+        }
+        paths = [folder / f"{self.name}.{ending}" for ending in forms]
+        for path, content in zip(paths, forms.values(), strict=True):
+            path.write_bytes(content)
+        return paths
+
+    def markdown(self) -> str:
+        """As Markdown, beside its PNG."""
+        first, *others = self.sentences
+        facts = [f"- {name}: {_fact(value)}" for name, value in self.about.items()]
+        lines = [f"# {self.title}", f"**{first}**", *others, f"![{self.picture}]({self.name}.png)"]
+        lines += [table.markdown().rstrip("\n") for table in self.tables]
+        return "\n\n".join([*lines, "### Where it comes from", "\n".join(facts)]) + "\n"
+
+    def html(self) -> str:
+        """As one page, with the chart inside."""
+        body = str(MarkdownIt("commonmark").enable("table").render(self.markdown()))
+        picture = base64.b64encode(self.png).decode("ascii")
+        body = body.replace(f'src="{self.name}.png"', f'src="data:image/png;base64,{picture}"')
+        return _PAGE.format(title=html.escape(self.title), body=body)
+
+
+_PAGE = """<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>
+body {{ font: 15px/1.5 system-ui, sans-serif; color: #1c1c1c; }}
+body {{ max-width: 68rem; margin: 2rem auto; padding: 0 1rem; }}
+h1 {{ font-size: 1.4rem; }} h3 {{ font-size: 1.1rem; margin-top: 2rem; }}
+h1 + p {{ border-left: 4px solid #c2410c; padding: .4rem 1rem; font-size: 1.1rem; background: #fdf3ec; }}
+img {{ max-width: 100%; height: auto; }}
+table {{ border-collapse: collapse; font-variant-numeric: tabular-nums; display: block; overflow-x: auto; }}
+th, td {{ padding: .25rem .8rem; border-bottom: 1px solid #ddd; white-space: nowrap; }}
+table + p, li {{ color: #555; font-size: .9rem; }}
+</style>
+</head>
+<body>
+{body}</body>
+</html>
+"""
+
+
+def _fact(value: object) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_fact(inner)}" for name, inner in value.items() if inner is not None)
+    return ",".join(str(one) for one in value) if isinstance(value, (list, tuple)) else str(value)
+
+
+# --- where it comes from
+
+_PACKAGES = ("dbop-raw", "asyncpg", "anyio", "numpy", "matplotlib")
+_SETTINGS = (
+    "server_version",
+    "shared_buffers",
+    "fsync",
+    "synchronous_commit",
+    "full_page_writes",
+    "wal_level",
+    "max_connections",
+)
+_ROOT = Path(__file__).resolve().parents[2]
+
+
+def about(options: Options, server: dict[str, str], load: float | None) -> dict[str, Any]:
+    """The header of a result, from `server_settings`, and the machine's load before the run."""
+    asked = asdict(options)
+    if options.workload.endswith(".sql"):
+        asked["workload"] = Path(options.workload).name
+    return {
+        "when": datetime.now(UTC).isoformat(timespec="seconds"),
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "packages": {name: found for name in _PACKAGES if (found := _version(name))},
+        "machine": {
+            "load_before": load,
+            "cpu": cpu_model(),
+            "cores": os.cpu_count(),
+            "system": f"{platform.system()} {platform.release()}",
+        },
+        "server": server,
+        "options": asked,
+    }
+
+
+async def server_settings(conn: Any) -> dict[str, str]:
+    """The settings that matter to a reader, as the server has them now."""
+    rows = await conn.fetch(
+        "SELECT name, pg_catalog.current_setting(name) AS value FROM pg_catalog.pg_settings "
+        "WHERE name = ANY($1::text[])",
+        list(_SETTINGS),
+    )
+    found = {row["name"]: row["value"] for row in rows}
+    return {name: found[name] for name in _SETTINGS if name in found}
+
+
+def cpu_model() -> str:
+    """The processor's name, or what kind it is."""
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _commit() -> str:
+    """The commit of this package's own checkout, with a + where there is more than was committed."""
+    if not (_ROOT / ".git").exists():
+        return "a release"
+    try:
+        commit = _git("rev-parse", "--short=12", "HEAD")
+        return commit + ("+" if _git("status", "--porcelain", "--", ":!bench/results") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def _git(*arguments: str) -> str:
+    command = ["git", "-C", str(_ROOT), *arguments]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)  # noqa: S603 - it is git
+    return done.stdout.strip()
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return ""
