@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterable, Sequence
 from io import BytesIO
 
 import numpy as np
-from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -23,9 +22,9 @@ _EVENTS = 5
 
 
 def draw_sweep(found: Sweep, title: str) -> bytes:
-    """Throughput, p99, wait share and what client and server did over size, and the pool over time: a PNG."""
+    """Throughput, p99, wait share and what server and client did, over size: a PNG."""
     figure = Figure(figsize=(15, 8), dpi=110, layout="constrained")
-    throughput, p99, share, server, client, over_time = figure.subplots(2, 3).flat
+    throughput, p99, share, server, client = figure.subplot_mosaic("TTTPPP;WWSSCC").values()
     ours, bare = found.of("dbop_raw"), found.of("asyncpg")
     pair = ((bare, _BARE, "asyncpg by hand"), (ours, _OURS, "dbop_raw"))
     for axes, heading, unit in (
@@ -51,7 +50,6 @@ def draw_sweep(found: Sweep, title: str) -> bytes:
         axes.set_ylim(bottom=0)
         axes.legend(frameon=False, fontsize=8)
         _mark(axes, found)
-    _over_time(over_time, ours)
     return _png(figure, title)
 
 
@@ -59,14 +57,10 @@ def _ms(seconds: float) -> float:
     return seconds * 1000
 
 
-def _plain(axes: Axes, heading: str) -> None:
+def _over_size(axes: Axes, heading: str, unit: str, sizes: Sequence[int]) -> None:
     axes.set_title(heading, loc="left")
     axes.grid(axis="y", alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-
-
-def _over_size(axes: Axes, heading: str, unit: str, sizes: Sequence[int]) -> None:
-    _plain(axes, heading)
     axes.set_ylabel(unit)
     axes.set_xlabel("connections in the pool")
     axes.set_xscale("log", base=2)
@@ -119,19 +113,6 @@ def _events(axes: Axes, rows: Sequence[Row]) -> None:
         axes.stackplot([row.cell.size for row in rows], *layers.values(), labels=list(layers), alpha=0.8)
 
 
-def _over_time(axes: Axes, rows: Sequence[Row]) -> None:
-    _plain(axes, "Connections in use over time, last round")
-    axes.set_xlabel("seconds")
-    for number, row in enumerate(rows):
-        looks = row.rounds[-1].samples
-        colour = colormaps["viridis"](number / max(1, len(rows) - 1) * 0.9)
-        axes.plot(
-            [at.at for at in looks], [at.in_use for at in looks], color=colour, label=str(row.cell.size)
-        )
-    axes.set_ylim(bottom=0)
-    axes.legend(frameon=False, fontsize=8, title="size", title_fontsize=8, loc="center right")
-
-
 def _mark(axes: Axes, found: Sweep) -> None:
     """The recommended size, dotted where the data can't decide; and the formula's."""
     advice = found.advice
@@ -151,10 +132,11 @@ def draw_spike(rows: Sequence[Row], title: str) -> bytes:
     """How many requests of a burst were done within a time, as a PNG."""
     figure = Figure(figsize=(9, 4.5), dpi=110, layout="constrained")
     axes = figure.subplots()
-    _plain(axes, "")
+    axes.grid(alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
     shares = [float(share) for share in np.linspace(0, 100, 201)]
     for row, colour in zip(rows, (_WAITS, _OURS), strict=False):
-        times = percentiles(np.concatenate([one.latencies for one in row.rounds]), shares)
+        times = percentiles(np.concatenate([one.load.latencies for one in row.rounds]), shares)
         axes.plot(times, shares, color=colour, label=f"pool of {row.cell.least} to {row.cell.size}")
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(FuncFormatter(lambda seconds, _: f"{seconds * 1000:g} ms"))

@@ -19,7 +19,7 @@ import asyncpg
 
 from dbop_raw.failure.errors import EngineOverloaded
 
-__all__ = ["DRAIN", "Load", "TimedPool", "Window", "arrivals", "burst", "closed_loop", "open_loop"]
+__all__ = ["DRAIN", "Load", "Send", "TimedPool", "Window", "arrivals", "burst", "closed_loop", "open_loop"]
 
 Send = Callable[[], Awaitable[object]]
 """Makes one request, and runs it to its end."""

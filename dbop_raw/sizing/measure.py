@@ -11,7 +11,7 @@ import random
 import time
 from array import array
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -20,8 +20,7 @@ import anyio
 import asyncpg
 
 from dbop_raw.engine.engine import Engine
-from dbop_raw.sizing.load import DRAIN, Load, TimedPool, Window, burst, closed_loop, open_loop
-from dbop_raw.sizing.model import percentiles
+from dbop_raw.sizing.load import DRAIN, Load, Send, TimedPool, Window, burst, closed_loop, open_loop
 from dbop_raw.sizing.options import BadOption, Options
 from dbop_raw.sizing.workloads import BUILT_IN, Request, Workload, prepare_schema, remove_schema
 
@@ -83,37 +82,26 @@ class Measured:
     """What came out of one measurement; times in seconds."""
 
     cell: Cell
-    seconds: float
-    """From its start to its end; of a burst, until the last request was done."""
-    completed: int
+    load: Load
     throughput: float
     """Requests a second."""
-    p50: float
-    p99: float
-    wait_p99: float
-    errors: dict[str, int]
-    shed: int
-    unfinished: int
-    failed: int
-    """Errors, sheds and what was not finished."""
+    waits: array[float]
+    """For a connection; those that waited for nothing count too."""
     asked: int
     """How many asked for a connection."""
     queued: int
     """How many of them had to wait, more than 0.1 ms."""
-    opened: int
-    """Connections opened meanwhile."""
     hold: float
     """That a request held its connection, on average."""
-    in_use: float
+    opened: int = 0
+    """Of a burst: connections opened meanwhile. What follows is of the others."""
+    in_use: float = 0.0
     """Connections, on average over the time."""
-    queue: float
+    queue: float = 0.0
     """Callers that waited for one, on average over the time."""
-    client_cpu: float
+    client_cpu: float = 0.0
     """Of one core, that this process used: near 1 it is the limit, and not the server."""
-    latencies: array[float]
-    waits: array[float]
-    """For a connection; those that waited for nothing count too."""
-    samples: tuple[Sample, ...]
+    samples: Sequence[Sample] = ()
 
 
 # --- the server is ready
@@ -237,75 +225,59 @@ async def measure(
     """Measure a cell; `watcher` is the connection that `ready` gave."""
     if workload.clear:
         await watcher.execute(workload.clear)
-    clock = asyncio.get_running_loop().time
     # The same requests, at the same moments in an open loop, for all cells of a round.
     rng = random.Random(f"{options.seed} {round_number} requests")
-    samples, means = [], (0.0, 0.0, 0.0)
     async with _open_pool(dsn, cell, options.connect_delay if options.spike else 0.0) as pool:
         run = _sender(pool, cell.kind, options)
 
-        def send() -> Awaitable[object]:
-            return run(workload.make(rng))
-
         if options.spike:
             # The pool is idle, not cold: what is open has run such a request before.
-            await send()
+            await run(workload.make(rng))
             before = pool.get_size()
-            pool.window = Window(clock(), float("inf"))
+            pool.window = Window(asyncio.get_running_loop().time(), float("inf"))
             load = await burst([partial(run, workload.make(rng)) for _ in range(options.burst)])
+            seen: dict[str, Any] = {"opened": pool.get_size() - before}
         else:
-            before, start = pool.get_size(), clock() + options.warmup
-            pool.window = Window(start, start + options.seconds)
-            async with asyncio.TaskGroup() as group:
-                looking = group.create_task(_look(watcher, pool))
-                metering = group.create_task(_meter(pool))
-                load = await _loop(send, pool.window, options, round_number)
-            samples, means = looking.result(), metering.result()
-        opened = pool.get_size() - before
-    p50, p99 = percentiles(load.latencies, (50, 99))
+            load, seen = await _watched(pool, lambda: run(workload.make(rng)), options, round_number, watcher)
     return Measured(
         cell=cell,
-        seconds=load.window.seconds,
-        completed=load.completed,
+        load=load,
         throughput=load.completed / load.window.seconds,
-        p50=p50,
-        p99=p99,
-        wait_p99=percentiles(pool.waits, (99,))[0],
-        errors=dict(load.errors),
-        shed=load.shed,
-        unfinished=load.unfinished,
-        failed=load.failed,
+        waits=pool.waits,
         asked=len(pool.waits) + pool.given_up,
         queued=pool.queued,
-        opened=opened,
         hold=pool.held / max(1, pool.given_back),
-        in_use=means[0],
-        queue=means[1],
-        client_cpu=means[2],
-        latencies=load.latencies,
-        waits=pool.waits,
-        samples=tuple(samples),
+        **seen,
     )
 
 
-async def _loop(
-    send: Callable[[], Awaitable[object]], window: Window, options: Options, round_number: int
-) -> Load:
-    if options.rate is None:
-        return await closed_loop(send, window, clients=options.clients)
-    rng = random.Random(f"{options.seed} {round_number} arrivals")
-    drain = max(DRAIN, options.acquire_timeout + 1)
-    return await open_loop(send, window, rate=options.rate, rng=rng, drain=drain)
+async def _watched(
+    pool: TimedPool, send: Send, options: Options, round_number: int, watcher: Any
+) -> tuple[Load, dict[str, Any]]:
+    """The load of one window, and what was seen meanwhile."""
+    start = asyncio.get_running_loop().time() + options.warmup
+    pool.window = window = Window(start, start + options.seconds)
+    async with asyncio.TaskGroup() as group:
+        looking = group.create_task(_look(watcher, pool))
+        metering = group.create_task(_meter(pool))
+        if options.rate is None:
+            load = await closed_loop(send, window, clients=options.clients)
+        else:
+            rng = random.Random(f"{options.seed} {round_number} arrivals")
+            drain = max(DRAIN, options.acquire_timeout + 1)
+            load = await open_loop(send, window, rate=options.rate, rng=rng, drain=drain)
+    return load, {"samples": looking.result(), **metering.result()}
 
 
-async def _meter(pool: TimedPool) -> tuple[float, float, float]:
+async def _meter(pool: TimedPool) -> dict[str, float]:
     """Means over the window: connections in use, callers waiting, this process's share of a core."""
     clock = asyncio.get_running_loop().time
     await asyncio.sleep(pool.window.start - clock())
-    began, (used, queued), cpu = clock(), pool.totals(), time.process_time()
+    began, before, cpu = clock(), pool.totals(), time.process_time()
     await asyncio.sleep(pool.window.end - clock())
-    passed, (used_then, queued_then) = clock() - began, pool.totals()
-    return (used_then - used) / passed, (queued_then - queued) / passed, (time.process_time() - cpu) / passed
+    passed, (used, queued), cpu = clock() - began, pool.totals(), time.process_time() - cpu
+    means = {"in_use": used - before[0], "queue": queued - before[1], "client_cpu": cpu}
+    return {name: total / passed for name, total in means.items()}
 
 
 # --- the server meanwhile

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from dbop_raw.sizing.measure import KINDS, Cell, Kind, Measured, ServerSide, measure, summarise
-from dbop_raw.sizing.model import Fit, Spread, fit
+from dbop_raw.sizing.model import Fit, Spread, fit, percentiles
 from dbop_raw.sizing.options import Options
 from dbop_raw.sizing.recommend import Advice, SizePoint, recommend
 from dbop_raw.sizing.workloads import Workload
@@ -58,8 +58,8 @@ class Row:
     @staticmethod
     def of(cell: Cell, rounds: Sequence[Measured]) -> Row:
         """Add up, or average, what the rounds found."""
-        latencies = np.concatenate([one.latencies for one in rounds])
-        failed = sum(one.failed for one in rounds)
+        latencies = np.concatenate([one.load.latencies for one in rounds])
+        failed = sum(one.load.failed for one in rounds)
         throughput, hold = fmean(one.throughput for one in rounds), fmean(one.hold for one in rounds)
         return Row(
             cell=cell,
@@ -85,7 +85,7 @@ class Row:
     @property
     def p99s(self) -> tuple[float, ...]:
         """Seconds, by round."""
-        return tuple(one.p99 for one in self.rounds)
+        return tuple(percentiles(one.load.latencies, (99,))[0] for one in self.rounds)
 
 
 def plan(options: Options) -> list[list[Cell]]:

@@ -8,9 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
-import numpy as np
-
-from dbop_raw.sizing.model import PERCENTS, Estimate, Spread
+from dbop_raw.sizing.model import PERCENTS, Estimate, Spread, percentiles
 from dbop_raw.sizing.sweep import Row, Sweep
 
 __all__ = ["Table", "rows_data", "spike_tables", "sweep_data", "sweep_tables"]
@@ -148,8 +146,8 @@ def spike_tables(rows: Sequence[Row]) -> list[Table]:
             f"{'full' if row.cell.least == row.cell.size else 'grows'}, {row.cell.least} to {row.cell.size}"
         )
         opened = sum(one.opened for one in row.rounds) / len(row.rounds)
-        done = sum(one.seconds for one in row.rounds) / len(row.rounds)
-        failed = str(sum(one.failed for one in row.rounds))
+        done = sum(one.load.window.seconds for one in row.rounds) / len(row.rounds)
+        failed = str(sum(one.load.failed for one in row.rounds))
         lines.append((name, f"{opened:.1f}", milliseconds(done), *_percentiles(row.latency), failed))
         waits.append((name, *_percentiles(row.wait)))
     note = "`opened`: connections opened during a burst, on average."
@@ -171,7 +169,9 @@ def sweep_data(found: Sweep) -> dict[str, Any]:
     """A sweep for JSON; times in seconds, shares from 0 to 1."""
     law: dict[str, Any] = {"why_not": found.unfitted}
     if found.fit is not None:
-        law = {"law": "X(N) = rate N / (1 + sigma (N - 1) + kappa N (N - 1))", **_plain(found.fit)}
+        names = ("rate", "sigma", "kappa", "peak", "explained")
+        law = {"law": "X(N) = rate N / (1 + sigma (N - 1) + kappa N (N - 1))"}
+        law |= {name: _plain(getattr(found.fit, name)) for name in names}
     return {"recommendation": _plain(found.advice), "model": law, **rows_data(found.rows)}
 
 
@@ -183,12 +183,14 @@ def rows_data(rows: Sequence[Row]) -> dict[str, Any]:
 def _plain(value: Any) -> Any:
     """As JSON has it, numbers to six digits; it has no infinity: null means that there is no bound.
 
-    Arrays are left out: what is said of them stands beside them.
+    Of an array of durations two percentiles are kept.
     """
     if is_dataclass(value):
-        return _plain({one.name: getattr(value, one.name) for one in fields(value)})
+        return {one.name: _plain(getattr(value, one.name)) for one in fields(value)}
     if isinstance(value, dict):
-        return {name: _plain(one) for name, one in value.items() if not isinstance(one, (array, np.ndarray))}
+        return {name: _plain(one) for name, one in value.items()}
+    if isinstance(value, array):
+        return dict(zip(("p50", "p99"), _plain(percentiles(value, (50, 99))), strict=True))
     if isinstance(value, (list, tuple)):
         return [_plain(one) for one in value]
     if isinstance(value, float):
