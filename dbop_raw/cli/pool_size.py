@@ -14,7 +14,6 @@ import asyncpg
 import typer
 from rich import progress
 from rich.console import Console
-from rich.markdown import Markdown
 
 from dbop_raw.sizing.options import BadOption, Options, parse_sizes
 from dbop_raw.sizing.workloads import BUILT_IN, SCHEMA, find_workload
@@ -144,6 +143,8 @@ def _measure(dsn: str | None, options: Options, out: Path | None, *, details: bo
         _check_folder(out)
     try:
         # Here and not above: the other commands need none of these packages.
+        from rich.markdown import Markdown  # noqa: PLC0415
+
         from dbop_raw.sizing.run import planned_seconds, run  # noqa: PLC0415
     except ModuleNotFoundError as exc:
         package = (exc.name or "").partition(".")[0]

@@ -48,7 +48,8 @@ def draw_sweep(found: Sweep, title: str) -> bytes:
         axes.set_ylim(0, most)
     for axes in (throughput, p99, share, server, client):
         axes.set_ylim(bottom=0)
-        axes.legend(frameon=False, fontsize=8)
+        if axes.get_legend_handles_labels()[0]:
+            axes.legend(frameon=False, fontsize=8)
         _mark(axes, found)
     return _png(figure, title)
 
@@ -136,7 +137,8 @@ def draw_spike(rows: Sequence[Row], title: str) -> bytes:
     axes.spines[["top", "right"]].set_visible(False)
     shares = [float(share) for share in np.linspace(0, 100, 201)]
     for row, colour in zip(rows, (_WAITS, _OURS), strict=False):
-        times = percentiles(np.concatenate([one.load.latencies for one in row.rounds]), shares)
+        latencies = np.concatenate([one.load.latencies for one in row.rounds])
+        times = [max(time, 1e-6) for time in percentiles(latencies, shares)]
         axes.plot(times, shares, color=colour, label=f"pool of {row.cell.least} to {row.cell.size}")
     axes.set_xscale("log")
     axes.xaxis.set_major_formatter(FuncFormatter(lambda seconds, _: f"{seconds * 1000:g} ms"))

@@ -102,8 +102,7 @@ def _choose(
         none = f"No size will do: at each, more than {FAILED:.0%} of the requests failed or were shed."
         return None, best.size, none
     # Where the largest is the first good one, a larger one may be better still.
-    rises = len(points) > 1 and chosen.size == points[-1].size
-    if chosen.good != "yes" or rises:
+    if chosen.good != "yes" or chosen.size == points[-1].size:
         return None, leaning, _undecided(points, standings, chosen, leaning)
     point = next(one for one in points if one.size == chosen.size)
     throughput = (
