@@ -101,8 +101,9 @@ def _choose(
     if chosen is None:
         none = f"No size will do: at each, more than {FAILED:.0%} of the requests failed or were shed."
         return None, best.size, none
-    # Where the largest is the first good one, a larger one may be better still.
-    if chosen.good != "yes" or chosen.size == points[-1].size:
+    # One round has no spread, also where the best is the smallest; and where the largest is the first good
+    # one, a larger one may be better still.
+    if len(best.throughput) == 1 or chosen.good != "yes" or chosen.size == points[-1].size:
         return None, leaning, _undecided(points, standings, chosen, leaning)
     point = next(one for one in points if one.size == chosen.size)
     throughput = (

@@ -77,14 +77,15 @@ def test_where_the_spread_of_the_rounds_overlaps_the_data_cannot_decide() -> Non
     assert advice.sentence.startswith("The data can't decide between 8 and 16")
 
 
-def test_one_round_cannot_decide() -> None:
+@pytest.mark.parametrize(("curve", "leaning"), [(KNEE, 8), ({1: 400.0, 2: 300.0, 4: 200.0}, 1)])
+def test_one_round_cannot_decide(curve: dict[int, float], leaning: int) -> None:
     one = [
         dataclasses.replace(point, throughput=point.throughput[:1], p99=point.p99[:1])
-        for point in points(KNEE)
+        for point in points(curve)
     ]
     advice = recommend(one, cores=2)
     assert advice.size is None
-    assert advice.leaning == 8
+    assert advice.leaning == leaning
     assert "one round has no spread" in advice.sentence
 
 
