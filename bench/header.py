@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from bench import ROOT, connected
-from dbop_raw.sizing.report import cpu_model, server_settings
+from dbop_raw.sizing.origin import cpu_model, server_settings
 
 
 async def header(

@@ -154,18 +154,20 @@ def _measure(dsn: str | None, options: Options, out: Path | None, *, details: bo
     kind = "embedded, on the same machine" if dsn is None else "named by --dsn"
     with _server(dsn, options) as server, _bar(planned_seconds(options), quiet=quiet) as told:
         report = asyncio.run(run(server, options, workload, kind=kind, progress=told))
-    paths = [] if out is None else report.write(out)
     console = Console(highlight=False)
     for number, sentence in enumerate(report.sentences):
         console.print(sentence, style="bold green" if not number else "", markup=False)
     for table in report.tables if details else report.tables[:1]:
+        console.print()
         console.print(Markdown(table.markdown()))
-    if paths:
-        console.print(f"\nwritten: {', '.join(path.name for path in paths)} in {out}", markup=False)
-    else:
-        console.print(
-            "\n--details prints more tables, --out FOLDER keeps the result with a chart", markup=False
-        )
+    if out is None:
+        print("\n--details prints more tables, --out FOLDER keeps the result with a chart")
+        return 0
+    try:
+        paths = report.write(out)
+    except OSError as exc:
+        raise BadOption(f"--out {out}: can't write there: {exc.strerror}") from None
+    print(f"\nwritten: {', '.join(path.name for path in paths)} in {out}")
     return 0
 
 

@@ -222,10 +222,18 @@ def _sender(pool: TimedPool, kind: Kind, options: Options) -> Callable[[Request]
 async def measure(
     dsn: str, options: Options, workload: Workload, cell: Cell, *, round_number: int, watcher: Any
 ) -> Measured:
-    """Measure a cell; `watcher` is the connection that `ready` gave."""
+    """Measure a cell once.
+
+    Args:
+        dsn: The server's.
+        options: How long, and with what load.
+        workload: What the requests are.
+        cell: The pool, and who uses it.
+        round_number: Of it and the seed come the requests and the arrivals: a round's cells get the same.
+        watcher: The connection that `ready` gave.
+    """
     if workload.clear:
         await watcher.execute(workload.clear)
-    # The same requests, at the same moments in an open loop, for all cells of a round.
     rng = random.Random(f"{options.seed} {round_number} requests")
     async with _open_pool(dsn, cell, options.connect_delay if options.spike else 0.0) as pool:
         run = _sender(pool, cell.kind, options)

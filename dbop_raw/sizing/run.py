@@ -7,7 +7,8 @@ import os
 from dbop_raw.sizing.chart import draw_spike, draw_sweep
 from dbop_raw.sizing.measure import ready
 from dbop_raw.sizing.options import Options
-from dbop_raw.sizing.report import Report, about, server_settings
+from dbop_raw.sizing.origin import about, server_settings
+from dbop_raw.sizing.report import Report
 from dbop_raw.sizing.sweep import Progress, conclude, planned_seconds, spike_sentence, sweep
 from dbop_raw.sizing.tables import rows_data, spike_tables, sweep_data, sweep_tables
 from dbop_raw.sizing.workloads import Workload
