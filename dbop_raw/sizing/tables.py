@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
+from dbop_raw.sizing.load import Window
 from dbop_raw.sizing.model import PERCENTS, Estimate, Spread, percentiles
 from dbop_raw.sizing.sweep import Row, Sweep
 
@@ -183,14 +184,16 @@ def rows_data(rows: Sequence[Row]) -> dict[str, Any]:
 def _plain(value: Any) -> Any:
     """As JSON has it, numbers to six digits; it has no infinity: null means that there is no bound.
 
-    Of an array of durations two percentiles are kept.
+    Of a window its seconds are kept, and of an array of durations two percentiles.
     """
-    if is_dataclass(value):
-        return {one.name: _plain(getattr(value, one.name)) for one in fields(value)}
+    if isinstance(value, Window):
+        value = value.seconds
+    elif isinstance(value, array):
+        value = dict(zip(("p50", "p99"), percentiles(value, (50, 99)), strict=True))
+    elif is_dataclass(value):
+        value = {one.name: getattr(value, one.name) for one in fields(value)}
     if isinstance(value, dict):
         return {name: _plain(one) for name, one in value.items()}
-    if isinstance(value, array):
-        return dict(zip(("p50", "p99"), _plain(percentiles(value, (50, 99))), strict=True))
     if isinstance(value, (list, tuple)):
         return [_plain(one) for one in value]
     if isinstance(value, float):

@@ -26,6 +26,7 @@ from dbop_raw.testing.server import run_sql
 
 TINY = ("--seconds", "0.3", "--warmup", "0.1", "--rounds", "1")
 PASSWORD = "Sesame-2f81"
+RESULTS = Path(__file__).parents[3] / "bench" / "results"
 
 
 def with_password(dsn: str) -> str:
@@ -109,6 +110,9 @@ def test_a_tiny_run_writes_whole_reports(
         assert {"errors", "shed", "unfinished"} <= set(row["rounds"][0]["load"])
         assert row["rounds"][0]["samples"]
     assert run_sql(postgres_dsn, "SELECT count(*) FROM pg_namespace WHERE nspname LIKE 'dbop%'") == 0
+    committed = json.loads((RESULTS / "pool.json").read_text(encoding="utf-8"))
+    assert set(committed) == set(data)
+    assert set(committed["rows"][0]) == set(data["rows"][0])
 
 
 @pytest.mark.parametrize("workload", ["point-read", "short-write", "ingest"])
