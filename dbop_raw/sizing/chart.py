@@ -99,14 +99,12 @@ def _law(axes: Axes, found: Sweep) -> None:
 
 def _events(axes: Axes, rows: Sequence[Row]) -> None:
     names = {
-        name: sum(row.server.events.get(name, 0.0) for row in rows)
-        for row in rows
-        for name in row.server.events
+        name: sum(row.seen.events.get(name, 0.0) for row in rows) for row in rows for name in row.seen.events
     }
     shown = sorted(names, key=lambda name: -names[name])[:_EVENTS]
-    layers = {name: [row.server.events.get(name, 0.0) for row in rows] for name in shown}
+    layers = {name: [row.seen.events.get(name, 0.0) for row in rows] for name in shown}
     if len(names) > _EVENTS:
-        whole = [sum(row.server.events.values()) for row in rows]
+        whole = [sum(row.seen.events.values()) for row in rows]
         layers["other waits"] = [
             total - sum(column) for total, *column in zip(whole, *layers.values(), strict=True)
         ]

@@ -13,13 +13,24 @@ from array import array
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Iterator
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 import asyncpg
 
 from dbop_raw.failure.errors import EngineOverloaded
 
-__all__ = ["DRAIN", "Load", "Send", "TimedPool", "Window", "arrivals", "burst", "closed_loop", "open_loop"]
+__all__ = [
+    "DRAIN",
+    "Load",
+    "Send",
+    "TimedPool",
+    "Waits",
+    "Window",
+    "arrivals",
+    "burst",
+    "closed_loop",
+    "open_loop",
+]
 
 Send = Callable[[], Awaitable[object]]
 """Makes one request, and runs it to its end."""
@@ -152,41 +163,28 @@ async def _finish(tasks: Collection[asyncio.Task[Any]], until: float) -> None:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-class TimedPool:
-    """Wraps an asyncpg pool: the same `acquire` and `release`, two clock readings more.
+class Waits:
+    """What those waited for a connection who asked for one within a window, and how long it was held."""
 
-    The engine and the bare asyncpg code both go through it, so that it favours neither.
-    """
-
-    def __init__(self, pool: asyncpg.Pool) -> None:
-        self.in_use = 0
-        self.waiting = 0
+    def __init__(self) -> None:
         self.window = Window(0.0, 0.0)
-        """Who asks for a connection within it is noted:"""
-        self.waits = array("d")
-        """seconds until it was there, of each that got one;"""
+        self.seconds = array("d")
+        """Until it was there, of each that got one."""
         self.given_up = 0
-        """how many left without one;"""
-        self.held = 0.0
-        """seconds that those who got one held it, in all, until it was given back;"""
-        self.given_back = 0
-        """how often that was."""
-        self._pool = pool
-        self._max_size = pool.get_max_size()
-        self._clock = asyncio.get_running_loop().time
-        # Connection seconds and waiting seconds up to the last change.
-        self._used, self._queued, self._changed = 0.0, 0.0, self._clock()
-        # When a connection was taken, by those who are noted; what is on its way back, the oldest first.
-        self._since: dict[int, float] = {}
-        self._leaving: dict[int, None] = {}
+        """How many left without one."""
 
-    def __getattr__(self, name: str) -> Any:
-        """All else as asyncpg has it: an `Engine` asks for its size."""
-        return getattr(self._pool, name)
+    def note(self, waited: float, until: float, *, got: bool) -> None:
+        """One has waited for so many seconds, until that time of the loop's clock."""
+        if until - waited in self.window:
+            if got:
+                self.seconds.append(waited)
+            else:
+                self.given_up += 1
 
-    def as_pool(self) -> asyncpg.Pool:
-        """Itself, for an `Engine`."""
-        return cast("asyncpg.Pool", self)
+    @property
+    def asked(self) -> int:
+        """How many asked for one."""
+        return len(self.seconds) + self.given_up
 
     @property
     def queued(self) -> int:
@@ -195,59 +193,59 @@ class TimedPool:
         By the time, and not by whether all connections were taken: asyncpg's pool hands one that was just
         given back to whoever asks first, ahead of those who wait for it.
         """
-        return self.given_up + sum(wait > _WAITED for wait in self.waits)
+        return self.given_up + sum(wait > _WAITED for wait in self.seconds)
 
-    def totals(self) -> tuple[float, float]:
-        """Seconds that connections were in use and that callers waited, in all, up to now."""
-        self._tick(self._clock())
-        return self._used, self._queued
+
+class TimedPool:
+    """An asyncpg pool for plain code: its `acquire` and `release`, with two clock readings more."""
+
+    def __init__(self, pool: asyncpg.Pool) -> None:
+        self.waits = Waits()
+        self.in_use = 0
+        self.waiting = 0
+        self.held = 0.0
+        """Seconds that connections were held, in all, until they were given back …"""
+        self.given_back = 0
+        """… and how often that was."""
+        self._pool = pool
+        self._max_size = pool.get_max_size()
+        self._clock = asyncio.get_running_loop().time
+        # When a connection was taken; those that are on their way back, the oldest first.
+        self._since: dict[int, float] = {}
+        self._leaving: dict[int, None] = {}
 
     async def acquire(self) -> Any:
         """Take a connection."""
         asked = self._clock()
-        self._tick(asked)
-        noted = asked in self.window
         self.waiting += 1
+        got = False
         try:
             conn = await self._pool.acquire()
-        except BaseException:
-            self.given_up += noted
-            raise
+            got = True
         finally:
             now = self._clock()
-            self._tick(now)
             self.waiting -= 1
+            self.waits.note(now - asked, now, got=got)
         if self.in_use >= self._max_size and self._leaving:
             # One is back already: who gave it back has not had its turn yet in this busy loop.
-            self._left(next(iter(self._leaving)), now)
+            self._left(next(iter(self._leaving)))
         self.in_use += 1
-        if noted:
-            self.waits.append(now - asked)
-            self._since[id(conn)] = now
+        # asyncpg makes a new proxy for each who takes a connection, so while it lives its id is its own.
+        self._since[id(conn)] = now
         return conn
 
-    async def release(self, conn: Any, *, timeout: float | None = None) -> None:  # noqa: ASYNC109 - asyncpg's
+    async def release(self, conn: Any) -> None:
         """Give it back."""
-        # asyncpg makes a new proxy for each who takes a connection, so while it lives its id is its own.
         key = id(conn)
         self._leaving[key] = None
         try:
-            await self._pool.release(conn, timeout=timeout)
+            await self._pool.release(conn)
         finally:
             if key in self._leaving:
-                self._left(key, self._clock())
+                self._left(key)
 
-    def _left(self, key: int, now: float) -> None:
-        self._tick(now)
+    def _left(self, key: int) -> None:
         del self._leaving[key]
         self.in_use -= 1
-        since = self._since.pop(key, None)
-        if since is not None:
-            self.held += now - since
-            self.given_back += 1
-
-    def _tick(self, now: float) -> None:
-        passed = now - self._changed
-        self._used += passed * self.in_use
-        self._queued += passed * self.waiting
-        self._changed = now
+        self.held += self._clock() - self._since.pop(key)
+        self.given_back += 1

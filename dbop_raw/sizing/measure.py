@@ -11,20 +11,21 @@ import random
 import time
 from array import array
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import anyio
 import asyncpg
 
 from dbop_raw.engine.engine import Engine
-from dbop_raw.sizing.load import DRAIN, Load, Send, TimedPool, Window, burst, closed_loop, open_loop
+from dbop_raw.events import Acquired, AcquireTimedOut, Event
+from dbop_raw.sizing.load import DRAIN, Load, Send, TimedPool, Waits, Window, burst, closed_loop, open_loop
 from dbop_raw.sizing.options import BadOption, Options
 from dbop_raw.sizing.workloads import BUILT_IN, Request, Workload, prepare_schema, remove_schema
 
-__all__ = ["KINDS", "Cell", "Kind", "Measured", "Sample", "ServerSide", "measure", "ready", "summarise"]
+__all__ = ["KINDS", "Cell", "Kind", "Means", "Measured", "Sample", "measure", "ready", "summarise"]
 
 Kind = Literal["dbop_raw", "asyncpg"]
 KINDS: tuple[Kind, ...] = ("dbop_raw", "asyncpg")
@@ -65,10 +66,14 @@ class Sample(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class ServerSide:
-    """Means over all samples; 0 where there were none."""
+class Means:
+    """Means over all samples, of the pool and of the server; 0 where there were none."""
 
     samples: int
+    in_use: float
+    """Connections that were taken from the pool."""
+    queue: float
+    """Callers that waited for one."""
     active: float
     blocked: float
     events: dict[str, float]
@@ -95,10 +100,6 @@ class Measured:
     """That a request held its connection, on average."""
     opened: int = 0
     """Of a burst: connections opened meanwhile. What follows is of the others."""
-    in_use: float = 0.0
-    """Connections, on average over the time."""
-    queue: float = 0.0
-    """Callers that waited for one, on average over the time."""
     client_cpu: float = 0.0
     """Of one core, that this process used: near 1 it is the limit, and not the server."""
     samples: Sequence[Sample] = ()
@@ -124,7 +125,7 @@ async def ready(dsn: str, options: Options, workload: Workload) -> AsyncIterator
                 made = True
                 await watcher.execute(workload.setup)
             async with asyncio.timeout(_FIRST_SECONDS), _open_pool(dsn, Cell(1, "dbop_raw"), 0.0) as pool:
-                await _sender(pool, "dbop_raw", options)(workload.make(random.Random(options.seed)))
+                await _Ours(pool, options).send(workload.make(random.Random(options.seed)))
         except BadOption:
             raise
         except Exception as exc:
@@ -172,7 +173,7 @@ async def _check_room(watcher: Any, size: int) -> None:
 
 
 @contextlib.asynccontextmanager
-async def _open_pool(dsn: str, cell: Cell, connect_delay: float) -> AsyncIterator[TimedPool]:
+async def _open_pool(dsn: str, cell: Cell, connect_delay: float) -> AsyncIterator[asyncpg.Pool]:
     """A pool for a cell; each connection takes `connect_delay` seconds more to open than it takes anyway."""
 
     async def connect(*args: Any, **kwargs: Any) -> asyncpg.Connection:
@@ -190,23 +191,65 @@ async def _open_pool(dsn: str, cell: Cell, connect_delay: float) -> AsyncIterato
         connect=connect,
     )
     try:
-        yield TimedPool(pool)
+        yield pool
         with anyio.move_on_after(_CLOSE_SECONDS, shield=True):
             await pool.close()
     finally:
         pool.terminate()
 
 
-def _sender(pool: TimedPool, kind: Kind, options: Options) -> Callable[[Request], Awaitable[object]]:
-    """How a request is sent: by an engine, or as plain asyncpg code would."""
-    if kind == "dbop_raw":
-        engine = Engine(
-            pool.as_pool(), acquire_timeout=options.acquire_timeout, max_waiting=options.max_waiting
-        )
-        return lambda request: engine.run(request.operation, autocommit=not request.transaction)
+class _Contender(Protocol):
+    """Who sends requests through a pool."""
 
-    async def bare(request: Request) -> None:
-        conn = await pool.acquire()
+    waits: Waits
+
+    def send(self, request: Request) -> Awaitable[object]:
+        """Run it to its end."""
+        ...
+
+    def gauge(self) -> tuple[int, int]:
+        """Connections in use, and callers that wait for one: now."""
+        ...
+
+    def holds(self) -> tuple[float, int]:
+        """Seconds that connections were held, and how often one was given back: so far."""
+        ...
+
+
+class _Ours:
+    """An engine, as it is used: what it tells its observer and in its statistics is noted."""
+
+    def __init__(self, pool: asyncpg.Pool, options: Options) -> None:
+        self.waits = Waits()
+        self._clock = asyncio.get_running_loop().time
+        timeout, waiting = options.acquire_timeout, options.max_waiting
+        self._engine = Engine(pool, acquire_timeout=timeout, max_waiting=waiting, observer=self._note)
+
+    def _note(self, event: Event) -> None:
+        if isinstance(event, (Acquired, AcquireTimedOut)):
+            self.waits.note(event.waited, self._clock(), got=isinstance(event, Acquired))
+
+    def send(self, request: Request) -> Awaitable[object]:
+        return self._engine.run(request.operation, autocommit=not request.transaction)
+
+    def gauge(self) -> tuple[int, int]:
+        stats = self._engine.stats()
+        return stats.in_use, stats.waiting
+
+    def holds(self) -> tuple[float, int]:
+        stats = self._engine.stats()
+        return stats.held_seconds, stats.acquires - stats.in_use
+
+
+class _Bare:
+    """Plain asyncpg code."""
+
+    def __init__(self, pool: asyncpg.Pool) -> None:
+        self._pool = TimedPool(pool)
+        self.waits = self._pool.waits
+
+    async def send(self, request: Request) -> None:
+        conn = await self._pool.acquire()
         try:
             if request.transaction:
                 async with conn.transaction():
@@ -214,9 +257,13 @@ def _sender(pool: TimedPool, kind: Kind, options: Options) -> Callable[[Request]
             else:
                 await request.bare(conn)
         finally:
-            await pool.release(conn)
+            await self._pool.release(conn)
 
-    return bare
+    def gauge(self) -> tuple[int, int]:
+        return self._pool.in_use, self._pool.waiting
+
+    def holds(self) -> tuple[float, int]:
+        return self._pool.held, self._pool.given_back
 
 
 async def measure(
@@ -236,56 +283,58 @@ async def measure(
         await watcher.execute(workload.clear)
     rng = random.Random(f"{options.seed} {round_number} requests")
     async with _open_pool(dsn, cell, options.connect_delay if options.spike else 0.0) as pool:
-        run = _sender(pool, cell.kind, options)
-
+        who = _Ours(pool, options) if cell.kind == "dbop_raw" else _Bare(pool)
         if options.spike:
             # The pool is idle, not cold: what is open has run such a request before.
-            await run(workload.make(rng))
-            before = pool.get_size()
-            pool.window = Window(asyncio.get_running_loop().time(), float("inf"))
-            load = await burst([partial(run, workload.make(rng)) for _ in range(options.burst)])
-            seen: dict[str, Any] = {"opened": pool.get_size() - before}
+            await who.send(workload.make(rng))
+            opened, (held, count) = pool.get_size(), who.holds()
+            who.waits.window = Window(asyncio.get_running_loop().time(), float("inf"))
+            load = await burst([partial(who.send, workload.make(rng)) for _ in range(options.burst)])
+            held, count = who.holds()[0] - held, who.holds()[1] - count
+            seen: dict[str, Any] = {"opened": pool.get_size() - opened, "hold": held / max(1, count)}
         else:
-            load, seen = await _watched(pool, lambda: run(workload.make(rng)), options, round_number, watcher)
+            arrivals = random.Random(f"{options.seed} {round_number} arrivals")
+            load, seen = await _watched(who, lambda: who.send(workload.make(rng)), options, arrivals, watcher)
+    waits = who.waits
     return Measured(
         cell=cell,
         load=load,
         throughput=load.completed / load.window.seconds,
-        waits=pool.waits,
-        asked=len(pool.waits) + pool.given_up,
-        queued=pool.queued,
-        hold=pool.held / max(1, pool.given_back),
+        waits=waits.seconds,
+        asked=waits.asked,
+        queued=waits.queued,
         **seen,
     )
 
 
 async def _watched(
-    pool: TimedPool, send: Send, options: Options, round_number: int, watcher: Any
+    who: _Contender, send: Send, options: Options, arrivals: random.Random, watcher: Any
 ) -> tuple[Load, dict[str, Any]]:
     """The load of one window, and what was seen meanwhile."""
     start = asyncio.get_running_loop().time() + options.warmup
-    pool.window = window = Window(start, start + options.seconds)
+    who.waits.window = window = Window(start, start + options.seconds)
     async with asyncio.TaskGroup() as group:
-        looking = group.create_task(_look(watcher, pool))
-        metering = group.create_task(_meter(pool))
+        looking = group.create_task(_look(watcher, who))
+        metering = group.create_task(_meter(who))
         if options.rate is None:
             load = await closed_loop(send, window, clients=options.clients)
         else:
-            rng = random.Random(f"{options.seed} {round_number} arrivals")
             drain = max(DRAIN, options.acquire_timeout + 1)
-            load = await open_loop(send, window, rate=options.rate, rng=rng, drain=drain)
+            load = await open_loop(send, window, rate=options.rate, rng=arrivals, drain=drain)
     return load, {"samples": looking.result(), **metering.result()}
 
 
-async def _meter(pool: TimedPool) -> dict[str, float]:
-    """Means over the window: connections in use, callers waiting, this process's share of a core."""
-    clock = asyncio.get_running_loop().time
-    await asyncio.sleep(pool.window.start - clock())
-    began, before, cpu = clock(), pool.totals(), time.process_time()
-    await asyncio.sleep(pool.window.end - clock())
-    passed, (used, queued), cpu = clock() - began, pool.totals(), time.process_time() - cpu
-    means = {"in_use": used - before[0], "queue": queued - before[1], "client_cpu": cpu}
-    return {name: total / passed for name, total in means.items()}
+async def _meter(who: _Contender) -> dict[str, float]:
+    """Means over the window: of a hold, and this process's share of a core."""
+    clock, window = asyncio.get_running_loop().time, who.waits.window
+    await asyncio.sleep(window.start - clock())
+    began, cpu, (held, count) = clock(), time.process_time(), who.holds()
+    await asyncio.sleep(window.end - clock())
+    held_then, count_then = who.holds()
+    return {
+        "hold": (held_then - held) / max(1, count_then - count),
+        "client_cpu": (time.process_time() - cpu) / (clock() - began),
+    }
 
 
 # --- the server meanwhile
@@ -300,15 +349,15 @@ WHERE application_name = $1 AND pid <> pg_catalog.pg_backend_pid() GROUP BY 1, 2
 _ON_CPU, _OUTSIDE = "CPU", "Client:ClientRead"
 
 
-async def _look(conn: Any, pool: TimedPool) -> list[Sample]:
+async def _look(conn: Any, who: _Contender) -> list[Sample]:
     """Look at the server over `conn` and at the pool, evenly over the window."""
-    clock, window = asyncio.get_running_loop().time, pool.window
+    clock, window = asyncio.get_running_loop().time, who.waits.window
     step = max(_LOOK_PAUSE, window.seconds / _LOOKS)
     samples: list[Sample] = []
     moment = window.start + step / 2
     while moment < window.end:
         await asyncio.sleep(max(0.0, moment - clock()))
-        at, in_use, waiting = clock() - window.start, pool.in_use, pool.waiting
+        at, (in_use, waiting) = clock() - window.start, who.gauge()
         samples.append(_sample(at, in_use, waiting, await conn.fetch(_QUERY, _APPLICATION)))
         # A look that came late leaves out those it ran into.
         while (moment := moment + step) < clock():
@@ -331,14 +380,16 @@ def _sample(at: float, in_use: int, waiting: int, rows: Iterable[Any]) -> Sample
     return Sample(at, in_use, waiting, active, blocked, tuple(events.most_common()))
 
 
-def summarise(samples: Iterable[Sample]) -> ServerSide:
+def summarise(samples: Iterable[Sample]) -> Means:
     """Means of samples, of one window or of several."""
     looks = list(samples)
     count, events = len(looks) or 1, Counter[str]()
     for look in looks:
         events.update(dict(look.events))
-    return ServerSide(
+    return Means(
         samples=len(looks),
+        in_use=sum(look.in_use for look in looks) / count,
+        queue=sum(look.waiting for look in looks) / count,
         active=sum(look.active for look in looks) / count,
         blocked=sum(look.blocked for look in looks) / count,
         events={name: total / count for name, total in events.most_common()},

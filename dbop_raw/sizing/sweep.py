@@ -1,8 +1,7 @@
 """All that is measured, in rounds: each measures every cell once, in an order of its own.
 
 The cells are the sizes, with the engine and without; or, for the spike, a pool that is full from the start
-and one that grows on demand: it opens a connection for each request that finds none idle, and that request
-waits until it is open, though one that is open already would have been free much sooner.
+and one that grows on demand, which has its connections to open while the burst waits.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from dbop_raw.sizing.measure import KINDS, Cell, Kind, Measured, ServerSide, measure, summarise
+from dbop_raw.sizing.measure import KINDS, Cell, Kind, Means, Measured, measure, summarise
 from dbop_raw.sizing.model import Fit, Spread, fit, percentiles
 from dbop_raw.sizing.options import Options
 from dbop_raw.sizing.recommend import Advice, SizePoint, recommend
@@ -46,13 +45,13 @@ class Row:
     wait_share: float
     failed_share: float
     """Of the requests: those that failed, were shed, or were not finished."""
-    in_use: float
-    in_use_by_little: float
-    """The same, as throughput times the mean hold."""
     hold: float
-    queue: float
+    """That a request held its connection, on average."""
+    in_use_by_little: float
+    """Connections, as throughput times the mean hold."""
     client_cpu: float
-    server: ServerSide
+    seen: Means
+    """Of what the samples saw."""
     rounds: tuple[Measured, ...]
 
     @staticmethod
@@ -68,12 +67,10 @@ class Row:
             wait=Spread.of(np.concatenate([one.waits for one in rounds])),
             wait_share=sum(one.queued for one in rounds) / max(1, sum(one.asked for one in rounds)),
             failed_share=failed / max(1, failed + len(latencies)),
-            in_use=fmean(one.in_use for one in rounds),
-            in_use_by_little=throughput * hold,
             hold=hold,
-            queue=fmean(one.queue for one in rounds),
+            in_use_by_little=throughput * hold,
             client_cpu=fmean(one.client_cpu for one in rounds),
-            server=summarise(look for one in rounds for look in one.samples),
+            seen=summarise(look for one in rounds for look in one.samples),
             rounds=tuple(rounds),
         )
 

@@ -87,16 +87,16 @@ def _waits(rows: Sequence[Row], marked: int) -> Table:
             str(row.cell.size),
             f"{row.wait_share:.0%}",
             *_percentiles(row.wait),
-            f"{row.in_use:.2f}",
+            f"{row.seen.in_use:.2f}",
             f"{row.in_use_by_little:.2f}",
-            f"{row.queue:.1f}",
+            f"{row.seen.queue:.1f}",
         )
         for row in rows
     ]
     note = (
         "dbop_raw. `waited`: more than 0.1 ms; the percentiles are of all that asked, waiting or not. "
-        "`in use`: connections, on average over the time; `by Little`: the same, as throughput times the "
-        "mean hold."
+        "`in use` and `queue`: connections, and callers that wait, on average over samples; `by Little`: "
+        "connections as throughput times the mean hold, which ends before a session is reset."
     )
     return Table("The wait for a connection, in ms", head, tuple(lines), note, marked)
 
@@ -104,7 +104,7 @@ def _waits(rows: Sequence[Row], marked: int) -> Table:
 def _server(rows: Sequence[Row]) -> Table:
     lines = []
     for row in rows:
-        side = row.server
+        side = row.seen
         events = ", ".join(f"{name} {mean:.1f}" for name, mean in list(side.events.items())[:4])
         numbers = (f"{side.active:.1f}", f"{side.blocked:.1f}", f"{row.client_cpu:.0%}")
         lines.append((str(row.cell.size), *numbers, events or "none seen"))

@@ -102,7 +102,7 @@ def test_a_tiny_run_writes_whole_reports(
     for row in data["rows"]:
         assert row["throughput"] > 0
         assert row["failed_share"] == 0
-        assert 0 < row["in_use"] <= row["cell"]["size"]
+        assert 0 < row["seen"]["in_use"] <= row["cell"]["size"]
         assert row["wait_share"] > 0
         assert {"p50", "p95", "p99", "p999", "max"} <= set(row["latency"]) & set(row["wait"])
         assert len(row["latency"]["curve"]) == len(data["percents"])
@@ -151,7 +151,7 @@ def test_a_file_of_sql_is_a_workload(postgres_dsn: str, tmp_path: Path, sql: str
 
 
 def test_the_spike_shows_both_kinds_of_pool(postgres_dsn: str, tmp_path: Path) -> None:
-    arguments = ("--spike", "--sizes", "3", "--burst", "20", "--connect-delay", "0.05")
+    arguments = ("--spike", "--sizes", "3", "--burst", "300", "--connect-delay", "0")
     assert command(with_password(postgres_dsn), tmp_path, *arguments) == 0
     data = json.loads((tmp_path / "pool-spike.json").read_text(encoding="utf-8"))
     check_files(tmp_path, "pool-spike", (data["sentence"],))

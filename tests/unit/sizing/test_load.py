@@ -195,7 +195,7 @@ class OnePlacePool:
 def test_waits_holds_and_the_mean_in_use_are_what_happened() -> None:
     async def measure() -> TimedPool:
         pool = TimedPool(cast("asyncpg.Pool", OnePlacePool()))
-        pool.window = Window(0.0, 10.0)
+        pool.waits.window = Window(0.0, 10.0)
 
         async def caller() -> None:
             conn = await pool.acquire()
@@ -208,8 +208,8 @@ def test_waits_holds_and_the_mean_in_use_are_what_happened() -> None:
         return pool
 
     pool = run(measure())
-    assert list(pool.waits) == pytest.approx([0.0, 1.0, 2.0])
-    assert pool.queued == 2
+    assert list(pool.waits.seconds) == pytest.approx([0.0, 1.0, 2.0])
+    assert pool.waits.queued == 2
     assert (pool.in_use, pool.waiting, pool.given_back) == (0, 0, 3)
     # Whole seconds of one connection, and the two that waited: 1 s and 2 s.
     assert pool.held == pytest.approx(3.0)
@@ -218,13 +218,12 @@ def test_waits_holds_and_the_mean_in_use_are_what_happened() -> None:
 def test_who_gives_up_waiting_is_counted() -> None:
     async def measure() -> TimedPool:
         pool = TimedPool(cast("asyncpg.Pool", OnePlacePool()))
-        pool.window = Window(0.0, 10.0)
+        pool.waits.window = Window(0.0, 10.0)
         await pool.acquire()
         with pytest.raises(TimeoutError):
             await asyncio.wait_for(pool.acquire(), 1.0)
-        assert pool.totals() == pytest.approx((1.0, 1.0))
         return pool
 
     pool = run(measure())
-    assert pool.given_up == 1
+    assert (pool.waits.given_up, pool.waits.asked) == (1, 2)
     assert (pool.in_use, pool.waiting) == (1, 0)
