@@ -1,4 +1,4 @@
-"""Load on the server, a closed loop of callers or an open one, and the pool that it meets.
+"""Load on the server: a closed loop of callers, an open one, or a burst.
 
 In a closed loop a slow server gets fewer requests: each caller waits for its answer. In an open loop requests
 come at the same rate whatever the server does, and a request's time counts from the moment it was *meant* to
@@ -15,22 +15,9 @@ from collections.abc import Awaitable, Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import asyncpg
-
 from dbop_raw.failure.errors import EngineOverloaded
 
-__all__ = [
-    "DRAIN",
-    "Load",
-    "Send",
-    "TimedPool",
-    "Waits",
-    "Window",
-    "arrivals",
-    "burst",
-    "closed_loop",
-    "open_loop",
-]
+__all__ = ["DRAIN", "Load", "Send", "Window", "arrivals", "burst", "closed_loop", "open_loop"]
 
 Send = Callable[[], Awaitable[object]]
 """Makes one request, and runs it to its end."""
@@ -40,9 +27,6 @@ Send = Callable[[], Awaitable[object]]
 _PAUSE = 0.01
 # After the end, seconds for what is still running; what is not done by then counts as unfinished.
 DRAIN = 10.0
-# Seconds: a connection that is free is there sooner, by far, and one that is waited for never is: the event
-# loop has to come round once.
-_WAITED = 0.0001
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,91 +145,3 @@ async def _finish(tasks: Collection[asyncio.Task[Any]], until: float) -> None:
         for task in late:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-
-
-class Waits:
-    """What those waited for a connection who asked for one within a window, and how long it was held."""
-
-    def __init__(self) -> None:
-        self.window = Window(0.0, 0.0)
-        self.seconds = array("d")
-        """Until it was there, of each that got one."""
-        self.given_up = 0
-        """How many left without one."""
-
-    def note(self, waited: float, until: float, *, got: bool) -> None:
-        """One has waited for so many seconds, until that time of the loop's clock."""
-        if until - waited in self.window:
-            if got:
-                self.seconds.append(waited)
-            else:
-                self.given_up += 1
-
-    @property
-    def asked(self) -> int:
-        """How many asked for one."""
-        return len(self.seconds) + self.given_up
-
-    @property
-    def queued(self) -> int:
-        """How many had to wait, those who gave up too.
-
-        By the time, and not by whether all connections were taken: asyncpg's pool hands one that was just
-        given back to whoever asks first, ahead of those who wait for it.
-        """
-        return self.given_up + sum(wait > _WAITED for wait in self.seconds)
-
-
-class TimedPool:
-    """An asyncpg pool for plain code: its `acquire` and `release`, with two clock readings more."""
-
-    def __init__(self, pool: asyncpg.Pool) -> None:
-        self.waits = Waits()
-        self.in_use = 0
-        self.waiting = 0
-        self.held = 0.0
-        """Seconds that connections were held, in all, until they were given back …"""
-        self.given_back = 0
-        """… and how often that was."""
-        self._pool = pool
-        self._max_size = pool.get_max_size()
-        self._clock = asyncio.get_running_loop().time
-        # When a connection was taken; those that are on their way back, the oldest first.
-        self._since: dict[int, float] = {}
-        self._leaving: dict[int, None] = {}
-
-    async def acquire(self) -> Any:
-        """Take a connection."""
-        asked = self._clock()
-        self.waiting += 1
-        got = False
-        try:
-            conn = await self._pool.acquire()
-            got = True
-        finally:
-            now = self._clock()
-            self.waiting -= 1
-            self.waits.note(now - asked, now, got=got)
-        if self.in_use >= self._max_size and self._leaving:
-            # One is back already: who gave it back has not had its turn yet in this busy loop.
-            self._left(next(iter(self._leaving)))
-        self.in_use += 1
-        # asyncpg makes a new proxy for each who takes a connection, so while it lives its id is its own.
-        self._since[id(conn)] = now
-        return conn
-
-    async def release(self, conn: Any) -> None:
-        """Give it back."""
-        key = id(conn)
-        self._leaving[key] = None
-        try:
-            await self._pool.release(conn)
-        finally:
-            if key in self._leaving:
-                self._left(key)
-
-    def _left(self, key: int) -> None:
-        del self._leaving[key]
-        self.in_use -= 1
-        self.held += self._clock() - self._since.pop(key)
-        self.given_back += 1

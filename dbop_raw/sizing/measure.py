@@ -11,19 +11,18 @@ import random
 import time
 from array import array
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple
 
 import anyio
 import asyncpg
 
-from dbop_raw.engine.engine import Engine
-from dbop_raw.events import Acquired, AcquireTimedOut, Event
-from dbop_raw.sizing.load import DRAIN, Load, Send, TimedPool, Waits, Window, burst, closed_loop, open_loop
+from dbop_raw.sizing.contenders import Bare, Contender, Ours
+from dbop_raw.sizing.load import DRAIN, Load, Send, Window, burst, closed_loop, open_loop
 from dbop_raw.sizing.options import BadOption, Options
-from dbop_raw.sizing.workloads import BUILT_IN, Request, Workload, prepare_schema, remove_schema
+from dbop_raw.sizing.workloads import BUILT_IN, Workload, prepare_schema, remove_schema
 
 __all__ = ["KINDS", "Cell", "Kind", "Means", "Measured", "Sample", "measure", "ready", "summarise"]
 
@@ -125,7 +124,7 @@ async def ready(dsn: str, options: Options, workload: Workload) -> AsyncIterator
                 made = True
                 await watcher.execute(workload.setup)
             async with asyncio.timeout(_FIRST_SECONDS), _open_pool(dsn, Cell(1, "dbop_raw"), 0.0) as pool:
-                await _Ours(pool, options).send(workload.make(random.Random(options.seed)))
+                await Ours(pool, options).send(workload.make(random.Random(options.seed)))
         except BadOption:
             raise
         except Exception as exc:
@@ -198,74 +197,6 @@ async def _open_pool(dsn: str, cell: Cell, connect_delay: float) -> AsyncIterato
         pool.terminate()
 
 
-class _Contender(Protocol):
-    """Who sends requests through a pool."""
-
-    waits: Waits
-
-    def send(self, request: Request) -> Awaitable[object]:
-        """Run it to its end."""
-        ...
-
-    def gauge(self) -> tuple[int, int]:
-        """Connections in use, and callers that wait for one: now."""
-        ...
-
-    def holds(self) -> tuple[float, int]:
-        """Seconds that connections were held, and how often one was given back: so far."""
-        ...
-
-
-class _Ours:
-    """An engine, as it is used: what it tells its observer and in its statistics is noted."""
-
-    def __init__(self, pool: asyncpg.Pool, options: Options) -> None:
-        self.waits = Waits()
-        self._clock = asyncio.get_running_loop().time
-        timeout, waiting = options.acquire_timeout, options.max_waiting
-        self._engine = Engine(pool, acquire_timeout=timeout, max_waiting=waiting, observer=self._note)
-
-    def _note(self, event: Event) -> None:
-        if isinstance(event, (Acquired, AcquireTimedOut)):
-            self.waits.note(event.waited, self._clock(), got=isinstance(event, Acquired))
-
-    def send(self, request: Request) -> Awaitable[object]:
-        return self._engine.run(request.operation, autocommit=not request.transaction)
-
-    def gauge(self) -> tuple[int, int]:
-        stats = self._engine.stats()
-        return stats.in_use, stats.waiting
-
-    def holds(self) -> tuple[float, int]:
-        stats = self._engine.stats()
-        return stats.held_seconds, stats.acquires - stats.in_use
-
-
-class _Bare:
-    """Plain asyncpg code."""
-
-    def __init__(self, pool: asyncpg.Pool) -> None:
-        self._pool = TimedPool(pool)
-        self.waits = self._pool.waits
-
-    async def send(self, request: Request) -> None:
-        conn = await self._pool.acquire()
-        try:
-            if request.transaction:
-                async with conn.transaction():
-                    await request.bare(conn)
-            else:
-                await request.bare(conn)
-        finally:
-            await self._pool.release(conn)
-
-    def gauge(self) -> tuple[int, int]:
-        return self._pool.in_use, self._pool.waiting
-
-    def holds(self) -> tuple[float, int]:
-        return self._pool.held, self._pool.given_back
-
-
 async def measure(
     dsn: str, options: Options, workload: Workload, cell: Cell, *, round_number: int, watcher: Any
 ) -> Measured:
@@ -283,7 +214,7 @@ async def measure(
         await watcher.execute(workload.clear)
     rng = random.Random(f"{options.seed} {round_number} requests")
     async with _open_pool(dsn, cell, options.connect_delay if options.spike else 0.0) as pool:
-        who = _Ours(pool, options) if cell.kind == "dbop_raw" else _Bare(pool)
+        who = Ours(pool, options) if cell.kind == "dbop_raw" else Bare(pool)
         if options.spike:
             # The pool is idle, not cold: what is open has run such a request before.
             await who.send(workload.make(rng))
@@ -308,7 +239,7 @@ async def measure(
 
 
 async def _watched(
-    who: _Contender, send: Send, options: Options, arrivals: random.Random, watcher: Any
+    who: Contender, send: Send, options: Options, arrivals: random.Random, watcher: Any
 ) -> tuple[Load, dict[str, Any]]:
     """The load of one window, and what was seen meanwhile."""
     start = asyncio.get_running_loop().time() + options.warmup
@@ -324,7 +255,7 @@ async def _watched(
     return load, {"samples": looking.result(), **metering.result()}
 
 
-async def _meter(who: _Contender) -> dict[str, float]:
+async def _meter(who: Contender) -> dict[str, float]:
     """Means over the window: of a hold, and this process's share of a core."""
     clock, window = asyncio.get_running_loop().time, who.waits.window
     await asyncio.sleep(window.start - clock())
@@ -349,7 +280,7 @@ WHERE application_name = $1 AND pid <> pg_catalog.pg_backend_pid() GROUP BY 1, 2
 _ON_CPU, _OUTSIDE = "CPU", "Client:ClientRead"
 
 
-async def _look(conn: Any, who: _Contender) -> list[Sample]:
+async def _look(conn: Any, who: Contender) -> list[Sample]:
     """Look at the server over `conn` and at the pool, evenly over the window."""
     clock, window = asyncio.get_running_loop().time, who.waits.window
     step = max(_LOOK_PAUSE, window.seconds / _LOOKS)
