@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from dbop_raw.batching.batch import batch
-from dbop_raw.batching.writers import copy_into
+from dbop_raw.batching.writers.copy_into import copy_into
 from dbop_raw.driver import sql
 from dbop_raw.driver.connection import Connection
 from dbop_raw.pipeline.operation import AnyOperation, Operation, operation, to_operation

@@ -20,13 +20,13 @@ pytest.importorskip("typer", reason="needs the extra sizing")
 from matplotlib.image import imread
 
 from bench import pool
+from bench.results import RESULTS
 from dbop_raw.cli import __main__ as command_line
 from dbop_raw.sizing.workloads import SCHEMA
 from dbop_raw.testing.server import run_sql
 
 TINY = ("--seconds", "0.3", "--warmup", "0.1", "--rounds", "1")
 PASSWORD = "Sesame-2f81"
-RESULTS = Path(__file__).parents[3] / "bench" / "results"
 
 
 def with_password(dsn: str) -> str:
@@ -239,7 +239,7 @@ def test_an_operation_is_found_from_the_folder_where_the_user_stands(
 def test_scripts_bench_pool_runs_the_same_command(
     postgres_dsn: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(pool, "_RESULTS", tmp_path)
+    monkeypatch.setattr(pool, "RESULTS", tmp_path)
     monkeypatch.setattr(sys, "argv", sys.argv)
     monkeypatch.setattr(sys, "path", list(sys.path))
     with pytest.raises(SystemExit) as ended:
