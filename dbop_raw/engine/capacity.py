@@ -41,6 +41,8 @@ _PRIMARY_LOST = frozenset({"25006", "57P02"})
 # the pool's `max_queries` and expiry, and its other users, get their due.
 _HANDED_OVER_AT_MOST = 32
 
+_OF_THE_DRIVER = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
+
 _POOL_METHODS = ("acquire", "release", "get_size", "get_idle_size", "get_max_size", "expire_connections")
 
 
@@ -363,9 +365,11 @@ class Capacity:
         try:
             with anyio.CancelScope(shield=True):
                 conn = await hand_over(checkout.conn, self._seconds(deadline))
-        except Exception as exc:  # noqa: BLE001 - the pool replaces what is thrown away
+        except Exception as exc:  # noqa: BLE001 - the pool learns of it, and opens another one
             self._could_not_reset(checkout, exc)
-            return False
+            self._let_go(checkout, ended)
+            self._ask_the_pool()
+            return True
         except BaseException:
             # Half reset: the pool learns of it by itself, and opens another one.
             discard(checkout.conn)
@@ -390,12 +394,12 @@ class Capacity:
         if self.settings.observer is not None:
             sqlstate = getattr(exc, "sqlstate", None)
             self.settings.emit(events.Evicted(sqlstate=sqlstate, condition=type(exc).__name__))
-        self._tell_reset_failed(exc)
+        else:
+            self._tell_reset_failed(exc)
 
-    @staticmethod
-    def _tell_reset_failed(exc: Exception) -> None:
-        """Let the user hear of what a `reset=` of his own raised; a line that is lost is no news."""
-        if not isinstance(exc, (OSError, asyncpg.PostgresError, asyncpg.InterfaceError)):
+    def _tell_reset_failed(self, exc: Exception) -> None:
+        """Let the user hear of what a `reset=` of his own raised; that a line is lost is no news."""
+        if not self._hands_over and not isinstance(exc, (OSError, *_OF_THE_DRIVER)):
             asyncio.get_running_loop().call_exception_handler(
                 {
                     "message": "dbop_raw: the pool could not reset a connection, which was thrown away",

@@ -114,10 +114,17 @@ async def _make_durable(conn: Connection) -> None:
     still loses them. WAL is acknowledged in order, so what this COMMIT is told holds for the one in doubt.
     (PostgreSQL, "Synchronous Replication" and `pg_logical_emit_message`.)
     """
-    await conn.execute(
-        sql.join("BEGIN", "SELECT pg_catalog.pg_logical_emit_message(true, 'dbop_raw', ''::pg_catalog.text)")
-    )
+    await conn.execute(sql.join("BEGIN", _WAIT_FOR_STANDBY, _WRITE_WAL))
     await conn.execute(sql.COMMIT)
+
+
+# A body may have asked for a standby though its session does not, so this COMMIT always does; where none is
+# configured that means the local disk.
+_WAIT_FOR_STANDBY = (
+    "SELECT pg_catalog.set_config('synchronous_commit', CASE WHEN pg_catalog.current_setting("
+    "'synchronous_commit') OPERATOR(pg_catalog.=) 'remote_apply' THEN 'remote_apply' ELSE 'on' END, true)"
+)
+_WRITE_WAL = "SELECT pg_catalog.pg_logical_emit_message(true, 'dbop_raw', ''::pg_catalog.text)"
 
 
 class RowRecord:

@@ -46,7 +46,16 @@ from dbop_raw.session.frame import Frame
 from dbop_raw.session.scope import cancelled_by_server
 from dbop_raw.session.session import Session
 
-__all__ = ["Call", "Run", "Work", "explain", "tell_doubt"]
+__all__ = [
+    "NOT_COMMITTED",
+    "Call",
+    "Run",
+    "Work",
+    "explain",
+    "tell_committed",
+    "tell_doubt",
+    "tell_rolled_back",
+]
 
 T = TypeVar("T")
 
@@ -116,7 +125,7 @@ class InDoubt(NamedTuple, Generic[T]):
 
 Outcome: TypeAlias = "Committed[T] | Failed | InDoubt[T]"
 
-_NOT_COMMITTED = Verdict(
+NOT_COMMITTED = Verdict(
     None,
     NotCommitted.__name__,
     Repair.TRANSACTION,
@@ -307,9 +316,10 @@ class Run:
             tell_committed(self.capacity, name, self._started(), self.attempts.since)
             return Committed(outcome.result)
         if resolution is Resolution.ABORTED:
+            tell_rolled_back(self.capacity, name, NOT_COMMITTED)
             error = NotCommitted()
             error.__cause__ = outcome.error
-            return Failed(error, _NOT_COMMITTED, Phase.COMMIT)
+            return Failed(error, NOT_COMMITTED, Phase.COMMIT)
         doubt = CommitUnknown(looked_up=True)
         doubt.__cause__ = outcome.error.__cause__
         return unknown._replace(error=doubt)
@@ -397,21 +407,17 @@ class Work:
     async def failed(self, error: BaseException) -> Verdict:
         """Give the connection back after an error, or throw it away where the verdict says so."""
         session, capacity = self.session, self.capacity
-        counters, settings = capacity.counters, capacity.settings
         verdict = session.verdict(error)
         explain(error, verdict)
-        counters.retries += session.retries
+        capacity.counters.retries += session.retries
         if session.committed:
             # And only its caller was cancelled.
             self._tell_committed()
-        elif not isinstance(error, CommitUnknown):
-            counters.rollbacks += 1
-            if settings.observer is not None:
-                settings.emit(
-                    events.RolledBack(
-                        operation=session.name, sqlstate=verdict.sqlstate, condition=verdict.condition
-                    )
-                )
+        elif session.in_doubt and not isinstance(error, CommitUnknown):
+            # Its caller did not wait for the answer.
+            tell_doubt(capacity, session.name)
+        elif session.transactional_by_us and not session.in_doubt:
+            tell_rolled_back(capacity, session.name, verdict)
         lost = isinstance(error, CommitUnknown) or (isinstance(error, Exception) and verdict.evict)
         await capacity.release(self.checkout, session.deadline, error=verdict, lost=lost)
         return verdict
@@ -424,6 +430,15 @@ class Work:
 
     def _tell_committed(self) -> None:
         tell_committed(self.capacity, self.session.name, self.attempts, self.started)
+
+
+def tell_rolled_back(capacity: Capacity, name: str, verdict: Verdict) -> None:
+    """Count a transaction that is surely not committed, and tell the observer."""
+    capacity.counters.rollbacks += 1
+    if capacity.settings.observer is not None:
+        capacity.settings.emit(
+            events.RolledBack(operation=name, sqlstate=verdict.sqlstate, condition=verdict.condition)
+        )
 
 
 def tell_committed(capacity: Capacity, name: str, attempts: int, started: float) -> None:

@@ -47,8 +47,7 @@ class EngineStats:
     commits: int
     """Transactions, and autocommitted operations, that are surely done."""
     rollbacks: int
-    """Transactions, and autocommitted operations, that surely failed; an operation that was retried counts
-    each time."""
+    """Transactions that surely left nothing; one for each attempt that was begun."""
     retries: int
     commits_in_doubt: int
     commits_found_committed: int

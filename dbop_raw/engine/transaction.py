@@ -24,7 +24,7 @@ from dbop_raw.engine.commit import (
     resolve_and_tell,
     still_at_work,
 )
-from dbop_raw.engine.run import Work, tell_doubt
+from dbop_raw.engine.run import NOT_COMMITTED, Work, tell_committed, tell_doubt, tell_rolled_back
 from dbop_raw.failure.errors import CommitUnknown, OperationTimeout
 from dbop_raw.session.frame import Frame
 from dbop_raw.session.scope import cancelled_by_server
@@ -160,16 +160,21 @@ class Transaction:
             tell_doubt(self._capacity, session.name)
             if record is None:
                 raise
-            await self._look_up(record, session, doubt)
+            await self._look_up(record, session, doubt, work.started)
         except BaseException as exc:
             await work.failed(exc)
             raise
         else:
             await work.done()
 
-    async def _look_up(self, record: CommitRecord, session: Session, doubt: CommitUnknown) -> None:
+    async def _look_up(
+        self, record: CommitRecord, session: Session, doubt: CommitUnknown, started: float
+    ) -> None:
         resolution = await resolve_and_tell(record, self._capacity, session.deadline, session.name)
+        if resolution is Resolution.COMMITTED:
+            tell_committed(self._capacity, session.name, 1, started)
         if resolution is Resolution.ABORTED:
+            tell_rolled_back(self._capacity, session.name, NOT_COMMITTED)
             raise NotCommitted from doubt
         if resolution is Resolution.UNKNOWN:
             raise CommitUnknown(looked_up=True) from doubt.__cause__

@@ -20,6 +20,7 @@ from dbop_raw.driver.connection import Connection, discard, is_customised, is_go
 from dbop_raw.driver.underway import EagerCall
 from dbop_raw.failure.errors import CommitUnknown, OperationTimeout, RollbackFailed, TransactionAborted
 from dbop_raw.failure.policy import Attempts
+from dbop_raw.session.control import State
 from dbop_raw.session.frame import Frame
 from dbop_raw.session.scope import Scope, register, unregister
 from dbop_raw.session.settings import Settings
@@ -46,7 +47,7 @@ class Session(Scope):
         readonly: See `Scope`.
     """
 
-    __slots__ = ("committed", "deadline", "name")
+    __slots__ = ("committed", "deadline", "in_doubt", "name")
 
     def __init__(
         self,
@@ -64,6 +65,13 @@ class Session(Scope):
         self.deadline = deadline
         # COMMIT was answered with COMMIT. It says so also where the caller's cancellation is what is raised.
         self.committed = False
+        # COMMIT was sent, and no answer seen. The same.
+        self.in_doubt = False
+
+    @property
+    def transactional_by_us(self) -> bool:
+        """Is there a transaction, or was there, that we begin and end?"""
+        return self.control.state is not State.NONE
 
     # --- up to COMMIT
 
@@ -188,6 +196,9 @@ class Session(Scope):
         try:
             _judge(answer)
             self.committed = True
+        except CommitUnknown:
+            self.in_doubt = True
+            raise
         finally:
             if cancelled is not None:
                 raise cancelled

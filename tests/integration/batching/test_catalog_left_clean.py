@@ -138,9 +138,7 @@ async def write_all(scene: Scene, writer: str) -> None:
 
 @pytest.mark.parametrize("name", MIGRATIONS)
 @pytest.mark.parametrize("writer", WRITERS)
-async def test_a_migration_goes_through_while_the_pool_is_open(
-    database: str, writer: str, name: str
-) -> None:
+async def test_a_migration_goes_through_while_the_pool_is_open(database: str, writer: str, name: str) -> None:
     async with scene_on(database) as scene:
         await write_all(scene, writer)
         for statement in MIGRATIONS[name]:

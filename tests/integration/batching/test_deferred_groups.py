@@ -264,7 +264,9 @@ async def test_an_item_that_is_refused_takes_its_group_and_nobody_else(
     for _ in range(3):
         await engine.execute("TRUNCATE part")
         result = await engine.run(write(items))
-        assert [failed.index for failed in result.failed] == [i for i, row in enumerate(rows) if row[1] in bad]
+        assert [failed.index for failed in result.failed] == [
+            i for i, row in enumerate(rows) if row[1] in bad
+        ]
         found = [row["id"] for row in await engine.fetch("SELECT id FROM part ORDER BY id")]
         assert found == sorted(row[0] for row in rows if row[1] not in bad)
         own = {journal_of(f.item): f.error for f in result.failed if rows[f.index][2] == 0}
@@ -288,7 +290,9 @@ async def test_a_misfit_takes_its_group_too(engine: Engine, writer: str) -> None
     result = await engine.run(together(part_writer(writer), journal_of)(items))
     assert [failed.index for failed in result.failed] == [9, 10, 11]
     assert [type(failed.error) is group_failed() for failed in result.failed] == [True, False, True]
-    assert {failed.error.__cause__ for failed in result.failed if failed.index != 10} == {result.failed[1].error}
+    assert {failed.error.__cause__ for failed in result.failed if failed.index != 10} == {
+        result.failed[1].error
+    }
     assert await engine.fetchval("SELECT count(*) FROM part") == 27
 
 

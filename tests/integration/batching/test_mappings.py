@@ -190,7 +190,9 @@ async def test_records_of_the_driver_are_rows(engine: Engine, writer: str, known
     await engine.execute("TRUNCATE item")
     rows[7] = ("7", "x", "more")
     result = await engine.run(write(rows))
-    assert [failed.index for failed in result.failed] == sorted({7, *(n for n, b in enumerate(bodies) if b == "no")})
+    assert [failed.index for failed in result.failed] == sorted(
+        {7, *(n for n, b in enumerate(bodies) if b == "no")}
+    )
     assert await stored(engine) == [row for row in expected if row[0] != "007"]
 
 

@@ -132,7 +132,11 @@ async def test_a_statements_rules_fire_however_many_rows_are_bad(
 ) -> None:
     """An INSERT of the user's own does what it does by itself: rules are its meaning."""
     scene = await taught(engines, "execute_many", way)
-    for statement in ("ALTER TABLE {t}_log ADD CHECK (id <> 13)", "ALTER TABLE {t} ADD CHECK (id <> 14)", RULES[rule]):
+    for statement in (
+        "ALTER TABLE {t}_log ADD CHECK (id <> 13)",
+        "ALTER TABLE {t} ADD CHECK (id <> 14)",
+        RULES[rule],
+    ):
         await scene.do(statement)
     result = await scene.run([(n, n) for n in range(60)])
     alone: dict[str, tuple[list[int], list[int], list[tuple[int, str]]]] = {

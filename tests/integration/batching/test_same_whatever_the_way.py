@@ -163,7 +163,22 @@ class Kind:
 
 AT = dt.datetime(2026, 2, 28, 23, 59, 59, 123456, tzinfo=dt.UTC)
 DAY = dt.date(2026, 2, 28)
-HARD_TEXTS = ("", "x", "ä€𝄞", "NULL", "null", '"', "\\", "{}", '{"a"}', "a\tb\nc\rd", "\\N", "\\.", " x ", ",")
+HARD_TEXTS = (
+    "",
+    "x",
+    "ä€𝄞",
+    "NULL",
+    "null",
+    '"',
+    "\\",
+    "{}",
+    '{"a"}',
+    "a\tb\nc\rd",
+    "\\N",
+    "\\.",
+    " x ",
+    ",",
+)
 
 TYPES = (
     "CREATE TYPE mood AS ENUM ('ok', 'sad', 'so-so', 'NULL')",
@@ -579,9 +594,21 @@ CASES = st.sampled_from([(kind, writer) for kind in KINDS for writer in kind.wri
     way=st.sampled_from(WAYS),
     seed=st.integers(0, 9),
 )
-@example(case=(KINDS[0], "copy_into"), shape="a table", size=1000, share="1 %", misfits=False, way=WAYS[0], seed=0)
-@example(case=(KINDS[0], "copy_text"), shape="a table", size=1000, share="1 %", misfits=True, way=WAYS[1], seed=0)
-@example(case=(KINDS[0], "execute_many"), shape="a table", size=1000, share="30 %", misfits=False, way=WAYS[1], seed=0)
+@example(
+    case=(KINDS[0], "copy_into"), shape="a table", size=1000, share="1 %", misfits=False, way=WAYS[0], seed=0
+)
+@example(
+    case=(KINDS[0], "copy_text"), shape="a table", size=1000, share="1 %", misfits=True, way=WAYS[1], seed=0
+)
+@example(
+    case=(KINDS[0], "execute_many"),
+    shape="a table",
+    size=1000,
+    share="30 %",
+    misfits=False,
+    way=WAYS[1],
+    seed=0,
+)
 async def test_a_batch_ends_as_one_by_one_whatever_meets(
     world: World,
     case: tuple[Kind, Writer],

@@ -12,7 +12,17 @@ from typing import Any
 
 import pytest
 
-from dbop_raw import Batch, BatchResult, Engine, SkipLimitExceeded, batch, copy_into, copy_text, each, execute_many
+from dbop_raw import (
+    Batch,
+    BatchResult,
+    Engine,
+    SkipLimitExceeded,
+    batch,
+    copy_into,
+    copy_text,
+    each,
+    execute_many,
+)
 from dbop_raw import operation
 from dbop_raw.testing import Server
 from dbop_raw.testing.server import run_sql
@@ -57,13 +67,17 @@ def shuffled_tree(size: int, seed: int) -> list[Row]:
     return rows
 
 
-def outcome(rows: Sequence[Row], there: Sequence[int] = (), lands: Sequence[int] = (0,)) -> list[tuple[int, str]]:
+def outcome(
+    rows: Sequence[Row], there: Sequence[int] = (), lands: Sequence[int] = (0,)
+) -> list[tuple[int, str]]:
     """Who must fail, where ids are not twice."""
     able = {row[0]: row for row in rows if row[2] in lands}
     written = set(there)
     grew = True
     while grew:
-        more = {n for n, row in able.items() if n not in written and (row[1] is None or row[1] in written | {n})}
+        more = {
+            n for n, row in able.items() if n not in written and (row[1] is None or row[1] in written | {n})
+        }
         written |= more
         grew = bool(more)
     return [(index, "23503") for index, row in enumerate(rows) if row[0] not in written]
@@ -73,7 +87,9 @@ def outcome(rows: Sequence[Row], there: Sequence[int] = (), lands: Sequence[int]
 def database(postgres_server: Server) -> Iterator[str]:
     dsn = postgres_server.create_database()
     run_sql(dsn, "CREATE TABLE land (id int PRIMARY KEY)")
-    run_sql(dsn, "CREATE TABLE tree (id int PRIMARY KEY, parent int REFERENCES tree, land int REFERENCES land)")
+    run_sql(
+        dsn, "CREATE TABLE tree (id int PRIMARY KEY, parent int REFERENCES tree, land int REFERENCES land)"
+    )
     run_sql(
         dsn,
         "CREATE TABLE wood (id int PRIMARY KEY, parent int REFERENCES wood, land int NOT NULL) "
@@ -96,7 +112,9 @@ async def stored(engine: Engine) -> list[int]:
     return [row["id"] for row in await engine.fetch("SELECT id FROM tree ORDER BY id")]
 
 
-async def check(engine: Engine, rows: Sequence[Row], result: BatchResult[Any, Any], expected: list[Any]) -> None:
+async def check(
+    engine: Engine, rows: Sequence[Row], result: BatchResult[Any, Any], expected: list[Any]
+) -> None:
     lost = {rows[index][0] for index, _ in expected}
     assert told(result) == expected
     assert await stored(engine) == sorted({row[0] for row in rows} - lost)
@@ -139,7 +157,9 @@ async def test_a_bad_row_of_a_shuffled_tree_takes_its_descendants_with_it_and_no
 
 
 @pytest.mark.parametrize("writer", WRITERS)
-async def test_a_row_that_another_error_refused_takes_its_descendants_with_it(engine: Engine, writer: str) -> None:
+async def test_a_row_that_another_error_refused_takes_its_descendants_with_it(
+    engine: Engine, writer: str
+) -> None:
     """23502, 23514 or a misfit: whoever refers to the row has no parent then."""
     rows = [(n, parent, 9 if n in {3, 40} else 0) for n, parent, _ in shuffled_tree(300, 3)]
     result = await engine.run(make_batch(writer)(items_of(writer, rows)))
@@ -190,7 +210,9 @@ async def test_rows_that_only_came_before_their_parents_do_not_count_for_the_ski
 
 
 @pytest.mark.parametrize("writer", WRITERS)
-async def test_inside_a_transaction_of_others_a_shuffled_tree_ends_the_same(engine: Engine, writer: str) -> None:
+async def test_inside_a_transaction_of_others_a_shuffled_tree_ends_the_same(
+    engine: Engine, writer: str
+) -> None:
     rows = shuffled_tree(200, 5)
     rows.insert(7, (1000, 5000, 0))
     async with engine.transaction() as conn:
@@ -217,7 +239,9 @@ async def test_a_parent_that_was_suspected_keeps_its_children(engine: Engine, wr
 
 
 @pytest.mark.parametrize("writer", WRITERS)
-async def test_a_parent_that_was_missing_is_not_held_against_its_children(engine: Engine, writer: str) -> None:
+async def test_a_parent_that_was_missing_is_not_held_against_its_children(
+    engine: Engine, writer: str
+) -> None:
     """Refused once, for a row that was not there; it is there in the next batch, or comes in it."""
     write = make_batch(writer)
     orphans: list[Row] = [(n, 1000 + n % 3, 0) for n in range(300)]

@@ -18,7 +18,17 @@ import pytest
 from dbop_raw import Engine, Repair, batch, copy_into, copy_text, each, execute_many, operation
 from dbop_raw.testing import Server
 from dbop_raw.testing.server import run_sql
-from tests.integration.batching.ways import WAYS, Engines, Way, Writer, engines_on, insert_of, make_batch, teach, told
+from tests.integration.batching.ways import (
+    WAYS,
+    Engines,
+    Way,
+    Writer,
+    engines_on,
+    insert_of,
+    make_batch,
+    teach,
+    told,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -132,10 +142,14 @@ async def test_a_value_that_is_refused_with_class_42_or_54_costs_its_item_only(
     engine = await engines.get(way)
     owner = await engines.get("nothing known")
     table = table_of(case)
-    await owner.execute(f"DROP TABLE IF EXISTS {table}; CREATE TABLE {table} (id int PRIMARY KEY, {case.column})")
+    await owner.execute(
+        f"DROP TABLE IF EXISTS {table}; CREATE TABLE {table} (id int PRIMARY KEY, {case.column})"
+    )
     write = batch_of(case, writer)
     one = rows_of(case, writer, 1, [])[0]
-    await teach(engine, write, way, lambda n, good: (type(one[0])(n) if good else None, None if n else one[1]))
+    await teach(
+        engine, write, way, lambda n, good: (type(one[0])(n) if good else None, None if n else one[1])
+    )
     await owner.execute(f"TRUNCATE {table}")
     bad = [3, 17, 18, 39]
     rows = rows_of(case, writer, 40, bad)
@@ -158,7 +172,9 @@ async def test_it_does_so_where_no_other_row_shows_that_the_statement_is_right(
         size = max(size, 5)
     engine = await engines.get("nothing known")
     table = table_of(case)
-    await engine.execute(f"DROP TABLE IF EXISTS {table}; CREATE TABLE {table} (id int PRIMARY KEY, {case.column})")
+    await engine.execute(
+        f"DROP TABLE IF EXISTS {table}; CREATE TABLE {table} (id int PRIMARY KEY, {case.column})"
+    )
     bad = range(size) if case.insert is None else range(1, size)
     rows = rows_of(case, writer, size, bad)
     result = await engine.run(batch_of(case, writer)(rows))
@@ -228,7 +244,11 @@ SHARED = {
     "no column": ("INSERT INTO t (id, nosuch) VALUES ($1, $2::text)", "42703", ""),
     "no function": ("INSERT INTO t (id, v) VALUES ($1, nosuch($2::text))", "42883", ""),
     "a syntax error": ("INSERT INTO t (id, v) VALUES ($1, $2::text", "42601", ""),
-    "an identity that is always generated": ("INSERT INTO t (id, v, own) VALUES ($1, $2::text, 7)", "428C9", ""),
+    "an identity that is always generated": (
+        "INSERT INTO t (id, v, own) VALUES ($1, $2::text, 7)",
+        "428C9",
+        "",
+    ),
     "a trigger without its function": (
         insert_of("t", COLUMNS),
         "42883",
@@ -267,7 +287,9 @@ async def test_an_error_of_class_42_that_all_rows_share_still_stops_the_batch(
             "CREATE TABLE t (id int PRIMARY KEY, v text CHECK (v <> 'no'), own int GENERATED ALWAYS AS IDENTITY); "
             f"GRANT ALL ON t TO {role}; " + setup.format(role=role)
         )
-        async with Engine.open(postgres_dsn, min_size=0, max_size=1, server_settings={"role": role}) as engine:
+        async with Engine.open(
+            postgres_dsn, min_size=0, max_size=1, server_settings={"role": role}
+        ) as engine:
             rows: list[Any] = [(n, "no" if n % 3 == 0 else "x") for n in range(60)]
             if writer == "copy_text":
                 rows = [(str(n), v) for n, v in rows]

@@ -136,7 +136,9 @@ async def engines_on(dsn: str) -> AsyncIterator[Engines]:
     role = "no_temp_of_" + dsn.rpartition("/")[2]
     conn = await asyncpg.connect(dsn)
     try:
-        await conn.execute(f"CREATE ROLE {role}; REVOKE TEMP ON DATABASE {dsn.rpartition('/')[2]} FROM PUBLIC")
+        await conn.execute(
+            f"CREATE ROLE {role}; REVOKE TEMP ON DATABASE {dsn.rpartition('/')[2]} FROM PUBLIC"
+        )
         await conn.execute(f"GRANT ALL ON SCHEMA public TO {role}")
         await conn.execute(f"ALTER DEFAULT PRIVILEGES GRANT ALL ON TABLES TO {role}")
         await conn.execute(f"ALTER DEFAULT PRIVILEGES GRANT ALL ON SEQUENCES TO {role}")
