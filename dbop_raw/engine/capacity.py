@@ -394,8 +394,7 @@ class Capacity:
         if self.settings.observer is not None:
             sqlstate = getattr(exc, "sqlstate", None)
             self.settings.emit(events.Evicted(sqlstate=sqlstate, condition=type(exc).__name__))
-        else:
-            self._tell_reset_failed(exc)
+        self._tell_reset_failed(exc)
 
     def _tell_reset_failed(self, exc: Exception) -> None:
         """Let the user hear of what a `reset=` of his own raised; that a line is lost is no news."""

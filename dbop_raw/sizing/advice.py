@@ -114,9 +114,14 @@ def pool_advice(before: EngineStats, after: EngineStats, seconds: float) -> Pool
     return _advice(window, "about right", window.size, reason)
 
 
+def _refused(stats: EngineStats) -> int:
+    """Calls that got no connection, because the engine or they themselves gave up on it."""
+    return stats.acquire_timeouts + stats.shed + stats.waits_abandoned
+
+
 def _window(before: EngineStats, after: EngineStats, seconds: float) -> _Window:
     acquires = after.acquires - before.acquires
-    refused = after.acquire_timeouts + after.shed - before.acquire_timeouts - before.shed
+    refused = _refused(after) - _refused(before)
     waited = _waited(after) - _waited(before)
     wait_seconds, held = after.wait_seconds - before.wait_seconds, after.held_seconds - before.held_seconds
     if before.max_size != after.max_size or min(acquires, refused, waited, wait_seconds, held) < 0:

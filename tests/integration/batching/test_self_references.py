@@ -22,8 +22,8 @@ from dbop_raw import (
     copy_text,
     each,
     execute_many,
+    operation,
 )
-from dbop_raw import operation
 from dbop_raw.testing import Server
 from dbop_raw.testing.server import run_sql
 from tests.integration.batching.ways import told

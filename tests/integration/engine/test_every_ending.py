@@ -275,8 +275,14 @@ async def rollback_failed(world: World, call: Call) -> None:
         await call(world, fails)
 
 
-async def reset_failed(world: World, call: Call) -> None:
-    """Committed, and then the pool's own hook raises: the caller has its result, the connection is lost."""
+async def reset_failed(world: World, call: Call) -> list[dict[str, Any]]:
+    """Committed, and then the pool's own hook raises: the caller has its result, the connection is lost.
+
+    Gives what the event loop's exception handler was told.
+    """
+    told: list[dict[str, Any]] = []
+    loop = asyncio.get_running_loop()
+    before = loop.get_exception_handler()
 
     async def breaks(conn: Any) -> None:
         await conn.fetchval("SELECT 1")
@@ -284,8 +290,13 @@ async def reset_failed(world: World, call: Call) -> None:
 
     async with asyncpg.create_pool(world.dsn, min_size=0, max_size=1, reset=breaks) as pool:
         world.engine = Engine(pool, observer=world.observe)
-        await call(world, insert)
+        loop.set_exception_handler(lambda _, context: told.append(context))
+        try:
+            await call(world, insert)
+        finally:
+            loop.set_exception_handler(before)
         assert await world.watcher.fetchval("SELECT count(*) FROM t") == 1
+    return told
 
 
 async def primary_lost(world: World, call: Call) -> None:
@@ -438,7 +449,7 @@ RUN = (run,)
 DIRECT = (direct,)
 ALL = (run, transaction, direct)
 
-Ending = Callable[[World, Call], Awaitable[None]]
+Ending = Callable[[World, Call], Awaitable[object]]
 TABLE: list[tuple[Ending, tuple[Call, ...], dict[str, int]]] = [
     (committed, BOTH, {"acquires": 1, "commits": 1}),
     (committed_readonly, BOTH, {"acquires": 1, "commits": 1}),
@@ -562,14 +573,7 @@ async def test_a_rollback_of_what_was_found_aborted_is_told_with_its_operation(w
 @pytest.mark.parametrize("call", BOTH, ids=lambda call: call.__name__)
 async def test_a_pools_own_reset_that_fails_is_told_with_its_error(call: Call, world: World) -> None:
     """To the observer as an eviction; to the event loop's exception handler, for it is a bug somewhere."""
-    told: list[dict[str, Any]] = []
-    loop = asyncio.get_running_loop()
-    before = loop.get_exception_handler()
-    loop.set_exception_handler(lambda _, context: told.append(context))
-    try:
-        await reset_failed(world, call)
-    finally:
-        loop.set_exception_handler(before)
+    told = await reset_failed(world, call)
     (event,) = world.seen.of(events.Evicted)
     assert (event.sqlstate, event.condition) == (None, "ValueError")
     (context,) = told

@@ -94,9 +94,10 @@ class Starts:
         self.backends: list[int] = []
 
     async def __call__(self, conn: Any) -> Any:
-        row = await conn.fetchrow("SELECT now()::text AS began, pg_backend_pid() AS pid")
-        self.transactions.append(row["began"])
-        self.backends.append(row["pid"])
+        if conn.is_in_transaction():
+            self.transactions.append(await conn.fetchval("SELECT now()::text"))
+        # Known without a statement: under autocommit one that is done would not be done again.
+        self.backends.append(conn.get_server_pid())
         return await self.body(conn)
 
 
