@@ -10,7 +10,9 @@ import asyncpg
 import pytest
 
 from dbop_raw import AcquireTimeout, Engine, EngineClosed, EngineOverloaded, Event, RetryPolicy, events
-from tests.support.engines import insert, raising, rows, until
+from tests.support.bodies import insert, rows
+from tests.support.failures import raising
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.anyio
 

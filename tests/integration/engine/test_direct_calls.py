@@ -12,7 +12,9 @@ import pytest
 
 from dbop_raw import Engine, events
 from dbop_raw.testing import Fault, Server, message
-from tests.support.engines import Seen, behind, until
+from tests.support.observing import Seen
+from tests.support.pools import behind
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.anyio
 
@@ -61,7 +63,6 @@ async def test_a_direct_call_that_times_out_keeps_the_connection(
     assert engine.stats().in_use == 0
 
 
-@pytest.mark.usefixtures("watcher")
 async def test_a_direct_call_that_times_out_on_a_line_that_hangs_costs_the_connection(
     dsn: str, postgres_server: Server
 ) -> None:

@@ -13,7 +13,7 @@ import asyncpg
 import pytest
 
 from dbop_raw import Engine
-from tests.support.engines import until
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.anyio
 
