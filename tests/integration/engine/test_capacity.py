@@ -1,4 +1,4 @@
-"""Who gets a connection, who waits, who is refused; and the numbers of it."""
+"""Who gets a connection, who waits, who is refused, and the numbers of it."""
 
 from __future__ import annotations
 
@@ -10,10 +10,8 @@ from dbop_raw import (
     AcquireTimeout,
     Engine,
     EngineOverloaded,
-    events,
 )
 from tests.support.bodies import add, insert, rows, sleep
-from tests.support.observing import Seen
 from tests.support.pools import Holding
 from tests.support.sessions import backend
 from tests.support.waiting import until
@@ -114,33 +112,3 @@ async def test_the_user_may_use_the_pool_beside_the_engine(single: asyncpg.Pool)
     async with single.acquire() as conn, conn.transaction():
         await conn.execute("INSERT INTO t VALUES (1000)")
         assert (engine.stats().in_use, engine.stats().idle) == (0, 0)
-
-
-async def test_a_connection_held_too_long_is_reported_with_who_took_it(pool: asyncpg.Pool) -> None:
-    seen = Seen()
-    engine = Engine(pool, leak_after=0.02, observer=seen)
-
-    async def the_one_who_forgets() -> None:
-        await engine.run(lambda _: until(lambda: seen.of(events.LeakSuspected)))
-
-    await the_one_who_forgets()
-    (leak,) = seen.of(events.LeakSuspected)
-    assert leak.held == 0.02
-    assert "the_one_who_forgets" in leak.stack
-
-
-async def test_without_an_observer_a_leak_is_a_warning(pool: asyncpg.Pool) -> None:
-    engine = Engine(pool, leak_after=0.02)
-    with pytest.warns(ResourceWarning, match=r"held for more than 0\.02 s.*taken here"):
-        await engine.run(lambda _: anyio.sleep(0.1))
-
-
-async def test_a_connection_given_back_in_time_is_not_reported(pool: asyncpg.Pool) -> None:
-    seen = Seen()
-    engine = Engine(pool, leak_after=0.05, observer=seen)
-    await engine.run(insert)
-    async with engine.transaction() as conn:
-        await insert(conn, 2)
-    await engine.execute("SELECT 1")
-    await anyio.sleep(0.1)
-    assert seen.of(events.LeakSuspected) == []
