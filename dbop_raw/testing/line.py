@@ -1,4 +1,7 @@
-"""One connection through the fault proxy: two pumps, what they count, and what befalls them."""
+"""One connection through the fault proxy: two pumps, what they count, and what befalls them.
+
+A line knows nothing of the other lines: what came by, and which fault is due, it tells and asks the traffic.
+"""
 
 from __future__ import annotations
 
@@ -11,8 +14,10 @@ from typing import TYPE_CHECKING, Literal
 from dbop_raw.testing.wire import ClientFramer, ServerFramer
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from dbop_raw.testing.faults import Fault
-    from dbop_raw.testing.proxy import FaultProxy
+    from dbop_raw.testing.traffic import Traffic
     from dbop_raw.testing.wire import Frame, Message, Sender
 
 __all__ = ["CHUNK", "Line"]
@@ -26,16 +31,35 @@ NO_QUESTION = frozenset("dcfX")
 
 
 class Line:
-    """One client's connection, and the one to the server behind it."""
+    """One client's connection, and the one to the server behind it.
+
+    Args:
+        number: Which connection of its proxy, counted from 1.
+        reader: What the client sends.
+        writer: To the client.
+        traffic: What each message is told to, and what tells which fault meets it.
+        delay: Asked for the seconds that bytes from the server are late, as they come.
+
+    Attributes:
+        number: As above.
+        flows: Set unless the line hangs.
+
+    """
 
     def __init__(
-        self, proxy: FaultProxy, number: int, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+        self,
+        number: int,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        traffic: Traffic,
+        delay: Callable[[], float],
     ) -> None:
         self.number = number
         self.flows = asyncio.Event()
         self.flows.set()
-        self._proxy = proxy
-        self._client = (reader, writer)
+        self._reader = reader
+        self._traffic = traffic
+        self._delay = delay
         self._writers = {"client": writer}
         self._from_client = ClientFramer()
         self._from_server = ServerFramer()
@@ -46,13 +70,16 @@ class Line:
         # When the last of the bytes that are late leaves, by the loop's clock.
         self._last_due = 0.0
 
-    async def serve(self) -> None:
-        """Connect to the server, and carry messages both ways until both sides have closed."""
-        reader, _ = self._client
+    async def serve(self, host: str, port: int) -> None:
+        """Connect to the server, and carry messages both ways until both sides have closed.
+
+        Args:
+            host: Where the server is.
+            port: Its port.
+
+        """
         try:
-            server_reader, server_writer = await asyncio.open_connection(
-                self._proxy.server_host, self._proxy.server_port, limit=CHUNK
-            )
+            server_reader, server_writer = await asyncio.open_connection(host, port, limit=CHUNK)
         except OSError:
             self._reset_client()  # the nearest thing to a refused connection, once it was accepted
             return
@@ -60,7 +87,7 @@ class Line:
         for each in self._writers.values():
             # drain() then means: it is all with the kernel.
             each.transport.set_write_buffer_limits(0)
-        await asyncio.gather(self._carry("client", reader), self._carry("server", server_reader))
+        await asyncio.gather(self._carry("client", self._reader), self._carry("server", server_reader))
 
     def abort(self) -> None:
         """Drop both sockets at once."""
@@ -105,7 +132,7 @@ class Line:
         out: list[bytes] = []
         for frame in framer.feed(data):
             seen = self._note(sender, frame)
-            fault = self._proxy.fault_at(seen)
+            fault = self._traffic.fault_at(seen)
             if fault is None or fault.side == "after":
                 out.append(frame.raw)
             if fault is not None:
@@ -135,12 +162,12 @@ class Line:
             self._from_client.opaque = self._from_server.opaque
         elif frame.type not in UNASKED:
             self._answered(frame.type)
-        return self._proxy.saw(self.number, sender, frame)
+        return self._traffic.note(self.number, sender, frame)
 
     def _answered(self, kind: str) -> None:
         if self._asked:
             self._asked = False
-            self._proxy.count_round_trip(self.number)
+            self._traffic.round_trips[self.number] += 1
         if kind == "G":
             self._copying = True
         elif kind == "Z":
@@ -155,7 +182,7 @@ class Line:
         if not data or writer.is_closing():
             return
         loop = asyncio.get_running_loop()
-        delay = self._proxy.delay_server if sender == "server" else 0.0
+        delay = self._delay() if sender == "server" else 0.0
         if sender == "server" and (delay > 0 or self._last_due > loop.time()):
             # By timer, so that the next bytes are read meanwhile: late, not slow. Never two at one moment,
             # since the order of timers that are due together is not promised.
@@ -180,6 +207,8 @@ class Line:
 
     def _reset_client(self) -> None:
         writer = self._writers["client"]
+        if writer.is_closing():
+            return  # uvloop has no socket any more to ask for
         raw = writer.get_extra_info("socket")
         with suppress(OSError):
             # Linger for no time: close() then sends a RST.

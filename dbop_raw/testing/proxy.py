@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections import deque
 from typing import TYPE_CHECKING, Literal, Self
 from urllib.parse import urlsplit, urlunsplit
 
@@ -12,16 +11,15 @@ import anyio
 
 from dbop_raw.testing.faults import Fault, Injected
 from dbop_raw.testing.line import CHUNK, Line
-from dbop_raw.testing.wire import Message
+from dbop_raw.testing.traffic import Traffic
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from dbop_raw.testing.wire import Frame, Sender
+    from dbop_raw.testing.wire import Message
 
 __all__ = ["FaultProxy"]
 
-REMEMBERED = 10_000
 CLOSING_TIMEOUT = 5.0
 
 
@@ -41,10 +39,6 @@ class FaultProxy:
         delay_server: Seconds that each byte from the server is late (one way). Asyncio's timers are coarse: 1
             ms asked for becomes about 1.3 ms.
         connections_opened: How many connections came since the start or :meth:`reset_counts`.
-        round_trips: How often the server answered: one is counted at the first message of the server after
-            one or more of the client, on any connection, from the connection's first ReadyForQuery on. So
-            startup is not counted, Terminate is not, and neither is what a server sends unasked. A COPY is
-            one, with all its data: a client may send that before it has the server's consent.
 
     """
 
@@ -55,11 +49,7 @@ class FaultProxy:
         self.port = 0
         self.delay_server = 0.0
         self.connections_opened = 0
-        self.round_trips = 0
-        self._round_trips_of: dict[int, int] = {}
-        self._messages: deque[Message] = deque(maxlen=REMEMBERED)
-        self._index = 0
-        self._injected: list[Injected] = []
+        self._traffic = Traffic()
         self._numbers = itertools.count(1)
         self._lines: dict[Line, asyncio.Task[None]] = {}
         self._server: asyncio.Server | None = None
@@ -89,14 +79,25 @@ class FaultProxy:
             raise self._broken
 
     @property
+    def round_trips(self) -> int:
+        """How often the server answered, on all connections, since the start or :meth:`reset_counts`.
+
+        One is counted at the first message of the server after one or more of the client, from the
+        connection's first ReadyForQuery on. So startup is not counted, Terminate is not, and neither is what
+        a server sends unasked. A COPY is one, with all its data: a client may send that before it has the
+        server's consent.
+        """
+        return self._traffic.round_trips.total()
+
+    @property
     def round_trips_by_connection(self) -> dict[int, int]:
         """The round trips of each connection that made one, by its number."""
-        return dict(self._round_trips_of)
+        return dict(self._traffic.round_trips)
 
     @property
     def messages(self) -> tuple[Message, ...]:
         """The messages since the start or :meth:`reset_counts`; the last 10,000 of them."""
-        return tuple(self._messages)
+        return tuple(self._traffic.messages)
 
     @property
     def connections(self) -> int:
@@ -111,14 +112,13 @@ class FaultProxy:
 
     def reset_counts(self) -> None:
         """Count from nought again: round trips, messages and their index, connections opened."""
-        self.connections_opened = self.round_trips = self._index = 0
-        self._round_trips_of.clear()
-        self._messages.clear()
+        self.connections_opened = 0
+        self._traffic.reset()
 
     def inject(self, fault: Fault) -> Injected:
         """Add a fault; where several match a message, the first that was injected happens."""
         injected = Injected(fault)
-        self._injected.append(injected)
+        self._traffic.injected.append(injected)
         return injected
 
     def heal(self) -> None:
@@ -126,7 +126,7 @@ class FaultProxy:
 
         Closed ones stay closed.
         """
-        self._injected.clear()
+        self._traffic.injected.clear()
         for line in self._lines:
             line.flows.set()
 
@@ -138,12 +138,12 @@ class FaultProxy:
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Serve one connection to its end; a task of the server's, which ends without an exception."""
         self.connections_opened += 1
-        line = Line(self, next(self._numbers), reader, writer)
+        line = Line(next(self._numbers), reader, writer, self._traffic, lambda: self.delay_server)
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - for the type checker
         self._lines[line] = task
         try:
-            await line.serve()
+            await line.serve(self.server_host, self.server_port)
         except asyncio.CancelledError:
             pass  # only __aexit__ cancels it
         except Exception as exc:  # noqa: BLE001 - a fault's own `when` failed: raised at the end of the block
@@ -151,24 +151,3 @@ class FaultProxy:
         finally:
             line.abort()
             del self._lines[line]
-
-    def saw(self, line: int, sender: Sender, frame: Frame) -> Message:
-        """Remember a message."""
-        self._index += 1
-        sql = frame.sql if sender == "client" else ""
-        seen = Message(line, sender, frame.type, self._index, frame.body, sql)
-        self._messages.append(seen)
-        return seen
-
-    def count_round_trip(self, line: int) -> None:
-        """Count one."""
-        self.round_trips += 1
-        self._round_trips_of[line] = self._round_trips_of.get(line, 0) + 1
-
-    def fault_at(self, message: Message) -> Fault | None:
-        """Return the fault that happens at a message, if one does."""
-        for injected in self._injected:
-            if injected.takes(message):
-                injected.fire()
-                return injected.fault
-        return None

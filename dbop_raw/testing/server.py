@@ -14,7 +14,6 @@ from dbop_raw.testing.binaries import find_client
 from dbop_raw.testing.errors import ServerError
 
 if TYPE_CHECKING:
-    from contextlib import AbstractContextManager
     from pathlib import Path
 
 __all__ = ["ExternalServer", "Server", "StopMode", "run_sql"]
@@ -121,23 +120,6 @@ class Server:
 
         """
         self._cannot(f"signal {signal} to process {pid}")
-
-    def standby(self, *, name: str | None = None) -> AbstractContextManager[Server]:
-        """Give a streaming hot standby of this server, which is removed at the end of the block.
-
-        Args:
-            name: Its replication slot and its ``application_name``; ``None`` makes up a unique one.
-
-        """
-        self._cannot(f"have a standby ({name})")
-
-    def promote(self) -> None:
-        """Make this standby a primary, and wait until it takes writes."""
-        self._cannot("be promoted")
-
-    def rewind(self, source: Server) -> None:
-        """Turn this old primary into a standby of `source`; it is stopped, and to be started afterwards."""
-        self._cannot(f"be rewound to {source}")
 
     def log_tail(self, n: int = 20) -> str:
         """Return the last `n` lines of the server's log."""

@@ -4,25 +4,15 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 
 import pytest
 
-from dbop_raw.testing import Server, ServerUnavailable, postgres
+from dbop_raw.testing import Server
+from tests.support.servers import own_server
 
 # How much longer than in the normal run (1.0): 10 makes each storm ten times as long.
 SCALE = float(os.environ.get("DBOP_RAW_FAULT_SCALE", "1"))
-
-
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """With DBOP_RAW_NO_SKIP, as in CI, a test that is skipped has failed: a missing pooler is no proof."""
-    del item
-    report = yield
-    if os.environ.get("DBOP_RAW_NO_SKIP") and report.skipped:
-        report.outcome = "failed"
-        report.longrepr = f"skipped, where nothing may be: {report.longrepr}"
-    return report
 
 
 @pytest.fixture(autouse=True)
@@ -51,15 +41,8 @@ def scale() -> float:
 @pytest.fixture(scope="module")
 def fragile_server() -> Iterator[Server]:
     """A server of this module's own, which its tests may crash."""
-    try:
-        opened = postgres(source=None, settings={"max_connections": "60"})
-        server = opened.__enter__()
-    except ServerUnavailable as exc:
-        pytest.skip(str(exc))
-    try:
+    with own_server() as server:
         yield server
-    finally:
-        opened.__exit__(None, None, None)
 
 
 @pytest.fixture

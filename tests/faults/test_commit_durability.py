@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,9 +18,13 @@ import asyncpg
 import pytest
 
 from dbop_raw import CommitTokens, CommitUnknown, Engine, Event, events, operation
-from dbop_raw.testing import Fault, FaultProxy, Server, ServerUnavailable, postgres, query
+from dbop_raw.testing import Fault, FaultProxy, query
+from dbop_raw.testing.local import LocalServer
 from dbop_raw.testing.server import run_sql
-from tests.support.engines import behind
+from tests.support.pools import behind
+from tests.support.replication import promote
+from tests.support.replication import standby as standby_of
+from tests.support.servers import own_server
 from tests.support.standbys import cut_off, let_back, wait_for_standby, who_waits_for_it
 
 pytestmark = pytest.mark.anyio
@@ -31,15 +35,9 @@ BY = pytest.mark.parametrize("by", ["token", "xid"])
 
 
 @pytest.fixture
-def primary() -> Iterator[Server]:
+def primary() -> Iterator[LocalServer]:
     """A primary of this test's own, which is lost."""
-    with ExitStack() as stack:
-        try:
-            server = stack.enter_context(postgres(settings={"max_connections": "40"}))
-        except ServerUnavailable as exc:
-            pytest.skip(str(exc))
-        if type(server).__name__ != "LocalServer":
-            pytest.skip(f"{server} can have no standby: it is not made of processes of this machine")
+    with own_server(max_connections="40") as server:
         run_sql(server.dsn, "CREATE TABLE t (n integer NOT NULL)")
         yield server
 
@@ -48,8 +46,8 @@ def primary() -> Iterator[Server]:
 class World:
     """A primary, its synchronous standby, and an engine on the primary behind a proxy."""
 
-    primary: Server
-    standby: Server
+    primary: LocalServer
+    standby: LocalServer
     proxy: FaultProxy
     engine: Engine
     seen: list[Event] = field(default_factory=list)
@@ -71,7 +69,7 @@ class World:
     async def fail_over(self) -> list[int]:
         """Lose the primary, promote the standby: give the rows that are left."""
         await asyncio.to_thread(self.primary.crash)
-        await asyncio.to_thread(self.standby.promote)
+        await asyncio.to_thread(promote, self.standby)
         connection = await asyncpg.connect(self.standby.dsn)
         try:
             return [row["n"] for row in await connection.fetch("SELECT n FROM t ORDER BY n")]
@@ -83,8 +81,8 @@ class World:
 
 
 @asynccontextmanager
-async def world_of(primary: Server, by: str, **pool_options: Any) -> AsyncIterator[World]:
-    with primary.standby(name=STANDBY) as standby:
+async def world_of(primary: LocalServer, by: str, **pool_options: Any) -> AsyncIterator[World]:
+    with standby_of(primary, name=STANDBY) as standby:
         wait_for_standby(primary, STANDBY)
         async with behind(primary, f"{primary.dsn}?sslmode=disable", **pool_options) as (proxy, pool):
             seen: list[Event] = []
@@ -130,7 +128,7 @@ ENDS = pytest.mark.parametrize(
 @BY
 @ENDS
 async def test_committed_is_not_said_of_what_the_standby_does_not_have(
-    ends: Ends, by: str, primary: Server
+    ends: Ends, by: str, primary: LocalServer
 ) -> None:
     async with world_of(primary, by) as world:
         await world.cut_off()
@@ -151,7 +149,7 @@ async def test_committed_is_not_said_of_what_the_standby_does_not_have(
 
 @BY
 @ENDS
-async def test_committed_is_said_when_the_standby_has_it(ends: Ends, by: str, primary: Server) -> None:
+async def test_committed_is_said_when_the_standby_has_it(ends: Ends, by: str, primary: LocalServer) -> None:
     """Till it is back, it is not known; then it is, and a fail-over keeps it."""
     async with world_of(primary, by) as world:
         await world.cut_off()
@@ -168,7 +166,7 @@ async def test_committed_is_said_when_the_standby_has_it(ends: Ends, by: str, pr
 
 @BY
 async def test_committed_is_not_said_where_the_body_asked_for_the_standby_itself(
-    by: str, primary: Server
+    by: str, primary: LocalServer
 ) -> None:
     """The session's own setting waits for nobody, so a COMMIT of a look-up's would not either."""
     settings = {"synchronous_commit": "local"}
@@ -183,7 +181,7 @@ async def test_committed_is_not_said_where_the_body_asked_for_the_standby_itself
 
 
 @BY
-async def test_not_committed_is_still_found_while_the_standby_is_away(by: str, primary: Server) -> None:
+async def test_not_committed_is_still_found_while_the_standby_is_away(by: str, primary: LocalServer) -> None:
     """That nothing was committed needs no standby: a retry then waits for it, and is in doubt itself."""
     async with world_of(primary, by) as world:
         await world.cut_off()

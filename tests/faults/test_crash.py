@@ -10,7 +10,6 @@ import threading
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,6 @@ import asyncpg
 import pytest
 
 from dbop_raw import (
-    CommitTokens,
     CommitUnknown,
     Engine,
     Event,
@@ -27,39 +25,32 @@ from dbop_raw import (
     RetryBudget,
     RetryPolicy,
     classify,
-    operation,
 )
 from dbop_raw.events import Retried
-from dbop_raw.testing import Fault, FaultProxy, Server, ServerUnavailable, message, postgres, query
+from dbop_raw.testing import Fault, FaultProxy, message, query
+from dbop_raw.testing.local import LocalServer
 from dbop_raw.testing.server import run_sql
+from tests.support.losing import OURS, TOKENS, insert, make_tables, use_up
+from tests.support.servers import own_server
+from tests.support.tables import rows_of
 
 pytestmark = pytest.mark.anyio
 
 PATIENT = RetryPolicy(attempts=200, first_delay=0.02, max_delay=0.25)
-TOKENS = CommitTokens()
 
 
 @pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
+def server() -> Iterator[LocalServer]:
     """A server to be broken. Its WAL is written late, so that a crash loses what was not flushed."""
-    with ExitStack() as stack:
-        try:
-            server = stack.enter_context(postgres(settings={"wal_writer_delay": "10s"}))
-        except ServerUnavailable as exc:
-            pytest.skip(str(exc))
-        if type(server).__name__ != "LocalServer":
-            pytest.skip(f"{server} can't be broken from here: it is not made of processes of this machine")
+    with own_server(wal_writer_delay="10s") as server:
         yield server
 
 
 @pytest.fixture
-def database(server: Server) -> Iterator[str]:
+def database(server: LocalServer) -> Iterator[str]:
     server.start()
     dsn = server.create_database()
-    run_sql(dsn, "CREATE TABLE t (id integer NOT NULL, who text NOT NULL)")
-    run_sql(dsn, "CREATE TABLE dbop_raw_commits (token uuid PRIMARY KEY, at timestamptz DEFAULT now())")
-    # Else the tables themselves might not be flushed when a backend is killed.
-    run_sql(dsn, "CHECKPOINT")
+    make_tables(dsn)
     yield dsn
     server.start()
     server.drop_database(dsn)
@@ -72,23 +63,9 @@ async def admin(database: str) -> AsyncIterator[asyncpg.Connection]:
     await connection.close()
 
 
-@operation
-async def insert(conn: Any, number: int, who: str = "ours") -> int:
-    result: int = await conn.fetchval("INSERT INTO t VALUES ($1, $2) RETURNING id", number, who)
-    return result
-
-
-async def rows_of(dsn: str) -> Counter[int]:
-    connection = await asyncpg.connect(dsn, ssl=False)
-    try:
-        return Counter(row["id"] for row in await connection.fetch("SELECT id FROM t WHERE who = 'ours'"))
-    finally:
-        await connection.close()
-
-
 class TestAServerThatIsKilledAndStarted:
     async def test_work_goes_on_within_the_deadline_and_no_storm_comes_of_it(
-        self, server: Server, database: str, scale: float
+        self, server: LocalServer, database: str, scale: float
     ) -> None:
         seen: list[Event] = []
         finished: list[float] = []
@@ -128,7 +105,7 @@ class TestAServerThatIsKilledAndStarted:
             stop.set()
             await asyncio.gather(*workers)
             stats = engine.stats()
-        rows = await rows_of(database)
+        rows = await rows_of(database, OURS)
         gaps = [min(at for at in finished if at > up) - up for up in ups]
         refused = Counter(event.sqlstate for event in seen if isinstance(event, Retried))
         print(  # noqa: T201 - figures
@@ -145,7 +122,7 @@ class TestAServerThatIsKilledAndStarted:
         # 16 calls at a time, each at most once in 0.125 s on the average while the server is away (1 s).
         assert sum(refused.values()) < 16 * len(ups) * 20
 
-    async def test_a_budget_bounds_the_tries(self, server: Server, database: str) -> None:
+    async def test_a_budget_bounds_the_tries(self, server: LocalServer, database: str) -> None:
         seen: list[Event] = []
         starts = calls = 0
         budget = RetryBudget(capacity=20, per_call=0.1)
@@ -182,7 +159,7 @@ class TestAServerThatIsKilledAndStarted:
         assert starts <= calls * 1.1 + 20
 
 
-def start_slowly(server: Server, seconds: float) -> None:
+def start_slowly(server: LocalServer, seconds: float) -> None:
     """Start it, and hold its recovery for a while: until then it answers 57P03."""
     assert server.data_dir is not None
     started: list[BaseException | None] = []
@@ -228,7 +205,7 @@ class TestABackendThatIsKilled:
 
     @pytest.mark.parametrize("by", ["token", "xid"])
     async def test_a_lost_transaction_is_never_reported_committed(
-        self, server: Server, database: str, by: str
+        self, server: LocalServer, database: str, by: str
     ) -> None:
         asynchronous = {"synchronous_commit": "off"}
         xids: list[int] = []
@@ -259,23 +236,25 @@ class TestABackendThatIsKilled:
             server.kill_backend(pid, signal.SIGKILL)
             victim.terminate()
             await asyncio.to_thread(_recovered, server, database)
-            await asyncio.to_thread(_use_up, database, xids[0])
+            await asyncio.to_thread(use_up, database, xids[0])
             lie = run_sql(database, f"SELECT pg_xact_status('{xids[0]}'::xid8)")
             assert lie == "committed", "the trap is not set: nobody got the xid again"
-            assert await rows_of(database) == {}, "the trap is not set: the transaction was not lost"
+            assert await rows_of(database, OURS) == {}, "the trap is not set: the transaction was not lost"
             proxy.server_port = server.port
             if by == "token":
                 assert await run == 7
-                assert await rows_of(database) == {7: 1}
+                assert await rows_of(database, OURS) == {7: 1}
                 assert engine.stats().commits_found_aborted == 1
             else:
                 with pytest.raises(CommitUnknown):
                     await run
-                assert await rows_of(database) == {}
+                assert await rows_of(database, OURS) == {}
             assert engine.stats().commits_found_committed == 0
 
     @pytest.mark.parametrize("by", ["token", "xid"])
-    async def test_with_no_crash_in_between_it_is_known(self, server: Server, database: str, by: str) -> None:
+    async def test_with_no_crash_in_between_it_is_known(
+        self, server: LocalServer, database: str, by: str
+    ) -> None:
         """So that the xid way does not pass the test above by knowing nothing, ever."""
         async with (
             FaultProxy(server.host, server.port) as proxy,
@@ -292,7 +271,7 @@ class TestABackendThatIsKilled:
                 assert await engine.run(insert(number), resolve_commit=True, deadline=5) == number
             stats = engine.stats()
         assert (stats.commits_found_committed, stats.commits_found_aborted) == (1, 1)
-        assert await rows_of(database) == {1: 1, 2: 1}
+        assert await rows_of(database, OURS) == {1: 1, 2: 1}
 
 
 async def _wait_for_row(connection: asyncpg.Connection, number: int) -> None:
@@ -301,7 +280,7 @@ async def _wait_for_row(connection: asyncpg.Connection, number: int) -> None:
             await connection.execute("SELECT pg_sleep(0.005)")
 
 
-def _recovered(server: Server, dsn: str) -> None:
+def _recovered(server: LocalServer, dsn: str) -> None:
     """Wait until the server has gone down for its recovery and takes connections again."""
     end = time.monotonic() + 20
     gone = False
@@ -315,16 +294,6 @@ def _recovered(server: Server, dsn: str) -> None:
                 return
         time.sleep(0.01)
     raise TimeoutError("the server did not recover")
-
-
-def _use_up(dsn: str, xid: int) -> None:
-    """Commit transactions of others until one of them had `xid`."""
-    run_sql(
-        dsn,
-        "DO $$BEGIN FOR i IN 1..10000 LOOP INSERT INTO t VALUES (i, 'theirs'); COMMIT; "
-        f"IF pg_snapshot_xmax(pg_current_snapshot()) > '{xid + 3}'::xid8 THEN RETURN; END IF; "
-        "END LOOP; RAISE 'never got there'; END$$",
-    )
 
 
 class TestBackendsThatAreTerminated:
@@ -381,7 +350,7 @@ class TestBackendsThatAreTerminated:
             whole = loop.time() - whole
             stats = engine.stats()
             assert (stats.size, stats.in_use, stats.waiting) == (size, 0, 0)
-        rows = await rows_of(database)
+        rows = await rows_of(database, OURS)
         unknown = {number for number, exc in failed.items() if isinstance(exc, CommitUnknown)}
         print(  # noqa: T201 - figures
             f"{by}: {killed} killed, {len(acknowledged)} acknowledged, {len(unknown)} CommitUnknown, in "
@@ -396,7 +365,7 @@ class TestBackendsThatAreTerminated:
         assert by == "nothing" or not failed, failed
 
     async def test_the_last_word_of_a_session_is_heard_before_the_end_of_its_line(
-        self, server: Server, database: str, admin: asyncpg.Connection
+        self, server: LocalServer, database: str, admin: asyncpg.Connection
     ) -> None:
         """57P01 came while the connection lay idle, and its line still looks open."""
         async with (
@@ -419,7 +388,7 @@ class TestBackendsThatAreTerminated:
                     assert await engine.run(insert(2), retry=retry) == 2
                 proxy.heal()
             assert engine.stats().evicted == 2
-        assert await rows_of(database) == {2: 1}
+        assert await rows_of(database, OURS) == {2: 1}
 
 
 async def _rest(conn: Any) -> None:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +33,11 @@ from dbop_raw import (
     timeout,
 )
 from dbop_raw.events import Retried
-from dbop_raw.testing import Fault, FaultProxy, Server, ServerUnavailable, query
-from dbop_raw.testing.container import docker_server
+from dbop_raw.testing import Fault, FaultProxy, Server, query
 from dbop_raw.testing.server import run_sql
+from tests.support.container import docker_server
+from tests.support.servers import or_skip
+from tests.support.tables import rows_of
 
 pytestmark = pytest.mark.anyio
 
@@ -52,17 +52,8 @@ PATIENT = RetryPolicy(attempts=40, first_delay=0.02, max_delay=0.25)
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
     """A container with a small disk at /small; in it max_connections is small, too."""
-    with ExitStack() as stack:
-        try:
-            server = stack.enter_context(
-                docker_server(
-                    {"max_connections": "12", "superuser_reserved_connections": "3"},
-                    durable=False,
-                    tmpfs={"/small": "size=6m"},
-                )
-            )
-        except ServerUnavailable as exc:
-            pytest.skip(str(exc))
+    settings = {"max_connections": "12", "superuser_reserved_connections": "3"}
+    with or_skip(docker_server(settings, tmpfs={"/small": "size=6m"})) as server:
         server.sql("CREATE TABLESPACE small LOCATION '/small'")
         yield server
 
@@ -78,14 +69,6 @@ def database(server: Server) -> Iterator[str]:
 async def insert(conn: Any, number: int) -> int:
     result: int = await conn.fetchval("INSERT INTO t VALUES ($1) RETURNING id", number)
     return result
-
-
-async def rows_of(dsn: str) -> Counter[int]:
-    connection = await asyncpg.connect(dsn)
-    try:
-        return Counter(row["id"] for row in await connection.fetch("SELECT id FROM t"))
-    finally:
-        await connection.close()
 
 
 @pytest.fixture

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack
 from functools import partial
 from typing import Any
 
@@ -14,72 +12,40 @@ import asyncpg
 import pytest
 
 from dbop_raw import (
-    CommitTokens,
     CommitUnknown,
     Engine,
     Event,
     Repair,
     RetryPolicy,
     classify,
-    operation,
 )
 from dbop_raw.events import PoolExpired, Retried
-from dbop_raw.testing import Fault, FaultProxy, Server, ServerUnavailable, postgres, query
-from dbop_raw.testing.server import run_sql
+from dbop_raw.testing import Fault, FaultProxy, query
+from dbop_raw.testing.local import LocalServer
+from tests.support.losing import OURS, TOKENS, insert, make_tables, use_up
+from tests.support.replication import promote, rewind
+from tests.support.replication import standby as standby_of
+from tests.support.servers import own_server
+from tests.support.standbys import cut_off, wait_for_standby
+from tests.support.tables import rows_of
 
 pytestmark = pytest.mark.anyio
 
 PATIENT = RetryPolicy(attempts=200, first_delay=0.02, max_delay=0.2)
-TOKENS = CommitTokens()
 STANDBY = "second"
 
 
 @pytest.fixture
-def primary() -> Iterator[Server]:
+def primary() -> Iterator[LocalServer]:
     """A primary of this test's own. Its WAL is written late, so that an unflushed transaction can be lost."""
-    with ExitStack() as stack:
-        try:
-            server = stack.enter_context(postgres(settings={"wal_writer_delay": "10s"}))
-        except ServerUnavailable as exc:
-            pytest.skip(str(exc))
-        if type(server).__name__ != "LocalServer":
-            pytest.skip(f"{server} can have no standby: it is not made of processes of this machine")
-        run_sql(server.dsn, "CREATE TABLE t (id integer NOT NULL, who text NOT NULL)")
-        run_sql(
-            server.dsn, "CREATE TABLE dbop_raw_commits (token uuid PRIMARY KEY, at timestamptz DEFAULT now())"
-        )
+    with own_server(wal_writer_delay="10s") as server:
+        make_tables(server.dsn)
         yield server
 
 
-@operation
-async def insert(conn: Any, number: int, who: str = "ours") -> int:
-    result: int = await conn.fetchval("INSERT INTO t VALUES ($1, $2) RETURNING id", number, who)
-    return result
-
-
-async def rows_of(dsn: str) -> Counter[int]:
-    connection = await asyncpg.connect(dsn)
-    try:
-        return Counter(row["id"] for row in await connection.fetch("SELECT id FROM t WHERE who = 'ours'"))
-    finally:
-        await connection.close()
-
-
-def wait_for_standby(primary: Server) -> None:
-    """Commits wait for the standby from now on, and it has all that came before."""
-    primary.sql(f"ALTER SYSTEM SET synchronous_standby_names = '{STANDBY}'")
-    primary.sql("SELECT pg_reload_conf()")
-    primary.sql(
-        "DO $$BEGIN FOR i IN 1..1000 LOOP "
-        "IF EXISTS (SELECT FROM pg_stat_replication WHERE sync_state = 'sync' AND state = 'streaming') "
-        "THEN RETURN; END IF; PERFORM pg_sleep(0.01); PERFORM pg_stat_clear_snapshot(); END LOOP; "
-        "RAISE 'no synchronous standby'; END$$"
-    )
-
-
-def fail_over(primary: Server, standby: Server) -> None:
+def fail_over(primary: LocalServer, standby: LocalServer) -> None:
     primary.crash()
-    standby.promote()
+    promote(standby)
     standby.sql("ALTER SYSTEM SET synchronous_standby_names = ''")
     standby.sql("SELECT pg_reload_conf()")
 
@@ -87,7 +53,7 @@ def fail_over(primary: Server, standby: Server) -> None:
 class TestAPoolThatKnowsBothHosts:
     @pytest.mark.parametrize("by", ["token", "xid"])
     async def test_writes_find_the_new_primary_and_each_acknowledged_row_is_there_once(
-        self, primary: Server, rng: random.Random, scale: float, by: str
+        self, primary: LocalServer, rng: random.Random, scale: float, by: str
     ) -> None:
         acknowledged: list[float] = []
         numbers: set[int] = set()
@@ -107,8 +73,8 @@ class TestAPoolThatKnowsBothHosts:
                     numbers.add(number)
                     acknowledged.append(loop.time())
 
-        with primary.standby(name=STANDBY) as standby:
-            wait_for_standby(primary)
+        with standby_of(primary, name=STANDBY) as standby:
+            wait_for_standby(primary, STANDBY)
             hosts = f"{primary.host}:{primary.port},{standby.host}:{standby.port}"
             dsn = f"postgresql://{primary.user}@{hosts}/postgres?target_session_attrs=read-write"
             async with Engine.open(
@@ -120,7 +86,7 @@ class TestAPoolThatKnowsBothHosts:
                 await asyncio.to_thread(fail_over, primary, standby)
                 up = loop.time()
                 await asyncio.sleep(0.5)
-                await asyncio.to_thread(primary.rewind, standby)
+                await asyncio.to_thread(rewind, primary, standby)
                 await asyncio.to_thread(primary.start)
                 assert primary.sql("SELECT pg_is_in_recovery()") is True
                 # Connections to be made now meet the old primary, which is a standby, first.
@@ -133,7 +99,7 @@ class TestAPoolThatKnowsBothHosts:
                 stop.set()
                 await asyncio.gather(*workers)
                 stats = engine.stats()
-            rows = await rows_of(standby.dsn)
+            rows = await rows_of(standby.dsn, OURS)
         gap = min((at for at in acknowledged if at > up), default=float("inf")) - up
         open_ = {number for number, exc in failed.items() if isinstance(exc, CommitUnknown)}
         print(  # noqa: T201 - figures
@@ -153,10 +119,12 @@ class TestAPoolThatKnowsBothHosts:
 class TestAnAddressThatMoves:
     """A proxy stands for a virtual address or a DNS name."""
 
-    async def test_25006_expires_the_pool_once_and_writes_find_the_new_primary(self, primary: Server) -> None:
+    async def test_25006_expires_the_pool_once_and_writes_find_the_new_primary(
+        self, primary: LocalServer
+    ) -> None:
         seen: list[Event] = []
         count = 8
-        with primary.standby(name=STANDBY) as standby:
+        with standby_of(primary, name=STANDBY) as standby:
             # The address leads to what is only a standby now; then the primary gets it.
             async with (
                 FaultProxy(standby.host, standby.port) as proxy,
@@ -197,13 +165,13 @@ class TestAnAddressThatMoves:
             assert len(_expiries(seen)) == 1, "once for each loss, not once a waiter"
             assert {event.sqlstate for event in seen if isinstance(event, Retried)} == {"25006"}
             assert old <= count
-            assert await rows_of(primary.dsn) == dict.fromkeys(results, 1)
+            assert await rows_of(primary.dsn, OURS) == dict.fromkeys(results, 1)
 
     @pytest.mark.parametrize("by", ["token", "xid"])
     async def test_an_xid_that_another_transaction_got_on_the_promoted_server_is_not_taken_for_ours(
-        self, primary: Server, by: str
+        self, primary: LocalServer, by: str
     ) -> None:
-        with primary.standby(name=STANDBY) as standby:
+        with standby_of(primary, name=STANDBY) as standby:
             async with (
                 FaultProxy(primary.host, primary.port) as proxy,
                 Engine.open(
@@ -226,45 +194,24 @@ class TestAnAddressThatMoves:
                 await asyncio.wait_for(lost.wait(), 5)
                 proxy.server_port = 1  # until the new primary has the address
                 await asyncio.to_thread(primary.crash)
-                await asyncio.to_thread(standby.promote)
+                await asyncio.to_thread(promote, standby)
                 xid = primary_xid[0]
-                await asyncio.to_thread(use_up, standby, int(xid))
+                await asyncio.to_thread(use_up, standby.dsn, int(xid))
                 # What a naive look-up would be told:
                 lie = standby.sql(f"SELECT pg_xact_status('{xid}'::xid8)")
                 assert lie == "committed", "the trap is not set: nobody took the xid"
-                assert await rows_of(standby.dsn) == {}, "the row is there: it was not lost"
+                assert await rows_of(standby.dsn, OURS) == {}, "the row is there: it was not lost"
                 proxy.server_port = standby.port
                 if by == "token":
                     assert await run == 7
-                    assert await rows_of(standby.dsn) == {7: 1}
+                    assert await rows_of(standby.dsn, OURS) == {7: 1}
                     assert engine.stats().commits_found_aborted == 1
                 else:
                     with pytest.raises(CommitUnknown):
                         await run
-                    assert await rows_of(standby.dsn) == {}
+                    assert await rows_of(standby.dsn, OURS) == {}
                 assert engine.stats().commits_found_committed == 0
 
 
 def _expiries(seen: list[Event]) -> list[PoolExpired]:
     return [event for event in seen if isinstance(event, PoolExpired)]
-
-
-def cut_off(primary: Server, standby: Server) -> None:
-    """Let the standby have all up to now, and nothing more."""
-    end = primary.sql("SELECT pg_current_wal_lsn()::text")
-    loop = (
-        "DO $$BEGIN WHILE {} LOOP PERFORM pg_sleep(0.01); PERFORM pg_stat_clear_snapshot(); END LOOP; END$$"
-    )
-    standby.sql(loop.format(f"pg_last_wal_replay_lsn() < '{end}'"))
-    standby.sql("ALTER SYSTEM SET primary_conninfo = ''")
-    standby.sql("SELECT pg_reload_conf()")
-    standby.sql(loop.format("EXISTS (SELECT FROM pg_stat_wal_receiver)"))
-
-
-def use_up(server: Server, xid: int) -> None:
-    """Commit transactions of others until one of them had `xid`."""
-    server.sql(
-        "DO $$BEGIN FOR i IN 1..10000 LOOP INSERT INTO t VALUES (i, 'theirs'); COMMIT; "
-        f"IF pg_snapshot_xmax(pg_current_snapshot()) > '{xid + 3}'::xid8 THEN RETURN; END IF; "
-        "END LOOP; RAISE 'never got there'; END$$"
-    )

@@ -10,14 +10,13 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import asyncpg
 import pytest
 
-from dbop_raw.testing import Server, ServerUnavailable, postgres
 from dbop_raw.testing.server import run_sql
+from tests.support.servers import own_server
 
 pytestmark = pytest.mark.anyio
 
@@ -75,11 +74,7 @@ asyncio.run(main())
 
 @pytest.fixture
 def database() -> Iterator[str]:
-    with ExitStack() as stack:
-        try:
-            server: Server = stack.enter_context(postgres())
-        except ServerUnavailable as exc:
-            pytest.skip(str(exc))
+    with own_server() as server:
         dsn = server.create_database()
         run_sql(dsn, "CREATE TABLE t (id integer PRIMARY KEY, body text NOT NULL)")
         yield dsn

@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import re
-from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack
 from typing import Any, Literal
 
 import asyncpg
@@ -36,9 +34,11 @@ from dbop_raw import (
     timeout,
 )
 from dbop_raw.events import Retried
-from dbop_raw.testing import Fault, FaultProxy, Server, ServerUnavailable, postgres, query
-from dbop_raw.testing.pgbouncer import PgBouncer, pgbouncer
+from dbop_raw.testing import Fault, FaultProxy, Server, query
 from dbop_raw.testing.server import run_sql
+from tests.support.pgbouncer import PgBouncer, pgbouncer
+from tests.support.servers import or_skip, own_server
+from tests.support.tables import rows_of
 
 pytestmark = pytest.mark.anyio
 
@@ -48,11 +48,7 @@ TOKENS = CommitTokens()
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    with ExitStack() as stack:
-        try:
-            server = stack.enter_context(postgres())
-        except ServerUnavailable as exc:
-            pytest.skip(str(exc))
+    with own_server() as server:
         yield server
 
 
@@ -67,11 +63,7 @@ def database(server: Server) -> Iterator[str]:
 @pytest.fixture
 def pooler(server: Server, request: pytest.FixtureRequest) -> Iterator[PgBouncer]:
     """A pooler with the settings that a test is marked with, by `through_pooler`."""
-    with ExitStack() as stack:
-        try:
-            pooler = stack.enter_context(pgbouncer(server, settings=getattr(request, "param", None)))
-        except ServerUnavailable as exc:
-            pytest.skip(str(exc))
+    with or_skip(pgbouncer(server, settings=getattr(request, "param", None))) as pooler:
         yield pooler
 
 
@@ -89,14 +81,6 @@ def opened(dsn: str, **options: Any) -> Any:
 async def insert(conn: Any, number: int) -> int:
     result: int = await conn.fetchval("INSERT INTO t VALUES ($1, 'body') RETURNING id", number)
     return result
-
-
-async def rows_of(dsn: str) -> Counter[int]:
-    connection = await asyncpg.connect(dsn, ssl=False)
-    try:
-        return Counter(row["id"] for row in await connection.fetch("SELECT id FROM t"))
-    finally:
-        await connection.close()
 
 
 class TestWhatItPassesOn:
@@ -350,12 +334,7 @@ class TestCommitInDoubt:
             return await insert(7)(conn)
 
         async with FaultProxy(server.host, server.port) as proxy:
-            behind = Server(proxy.host, proxy.port, server.user)
-            with ExitStack() as stack:
-                try:
-                    pooler = stack.enter_context(pgbouncer(behind))
-                except ServerUnavailable as exc:
-                    pytest.skip(str(exc))
+            with or_skip(pgbouncer(Server(proxy.host, proxy.port, server.user))) as pooler:
                 tokens = TOKENS if by == "token" else None
                 async with opened(pooler.through(database), commit_tokens=tokens) as engine:
                     if tokens:
@@ -381,11 +360,7 @@ class TestCommitInDoubt:
 
     async def test_without_being_asked_it_is_an_error(self, server: Server, database: str) -> None:
         async with FaultProxy(server.host, server.port) as proxy:
-            with ExitStack() as stack:
-                try:
-                    pooler = stack.enter_context(pgbouncer(Server(proxy.host, proxy.port, server.user)))
-                except ServerUnavailable as exc:
-                    pytest.skip(str(exc))
+            with or_skip(pgbouncer(Server(proxy.host, proxy.port, server.user))) as pooler:
                 async with opened(pooler.through(database)) as engine:
                     lost = proxy.inject(Fault("hang", when=query("COMMIT"), side="after"))
                     run = asyncio.create_task(engine.run(insert(7), retry=PATIENT))

@@ -66,8 +66,8 @@ from dbop_raw.observe.structlog import StructlogObserver
 from dbop_raw.testing import Fault, FaultProxy, Server, ServerUnavailable, query
 from dbop_raw.testing.binaries import account_for
 from dbop_raw.testing.folders import own, temporary_root
-from dbop_raw.testing.pgbouncer import pgbouncer
 from dbop_raw.testing.server import run_sql
+from tests.support.pgbouncer import pgbouncer
 
 pytestmark = pytest.mark.anyio
 

@@ -18,7 +18,7 @@ CORE = {"asyncpg", "anyio", "structlog"}
 # What the extras bring, and who may use it.
 EXTRAS = {
     "observe.": {"opentelemetry"},
-    "testing.": {"docker", "pytest"},
+    "testing.": {"pytest"},
     "cli.": {"rich", "typer"},
     "sizing.": {"markdown_it", "matplotlib", "numpy"},
 }

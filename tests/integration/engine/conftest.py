@@ -1,64 +1,69 @@
-"""A database for each module of the engine's tests, emptied before each test, and pools on it."""
+"""A database with the tables of `tests.support.bodies`, and pools of it for the tests of engines."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
 
-import anyio
 import asyncpg
 import pytest
 
-from dbop_raw.testing import Server
+from dbop_raw.testing import FaultProxy, Server
 from dbop_raw.testing.server import run_sql
-from tests.support.engines import without_tls
+from tests.support.bodies import TABLES
+from tests.support.doubt import World, world_on
+from tests.support.dsn import without_tls
+from tests.support.pools import pool_on
+from tests.support.sessions import as_new
 
 
 @pytest.fixture(scope="module")
-def dsn(postgres_server: Server) -> Iterator[str]:
-    """Give a database with the table `t`, and one whose constraint is checked only at COMMIT."""
+def database(postgres_server: Server) -> Iterator[str]:
     dsn = postgres_server.create_database()
-    run_sql(dsn, "CREATE TABLE t (n integer PRIMARY KEY)")
-    run_sql(dsn, "CREATE TABLE late (n integer UNIQUE DEFERRABLE INITIALLY DEFERRED)")
+    run_sql(dsn, TABLES)
     yield without_tls(dsn)
     postgres_server.drop_database(dsn)
 
 
 @pytest.fixture
-async def watcher(dsn: str) -> AsyncIterator[asyncpg.Connection]:
-    """Give a session that is nobody's; it has ended what an earlier test left, and emptied the tables."""
+async def dsn(database: str) -> str:
+    """The database, with its tables as new, and with no session that an earlier test left."""
+    await as_new(database)
+    return database
+
+
+@pytest.fixture
+async def pool(dsn: str) -> AsyncIterator[asyncpg.Pool]:
+    """Four connections at most; a test that keeps one fails."""
+    async with pool_on(dsn, max_size=4) as pool:
+        yield pool
+
+
+@pytest.fixture
+async def single(dsn: str) -> AsyncIterator[asyncpg.Pool]:
+    """One connection, which is open."""
+    async with pool_on(dsn, min_size=1, max_size=1) as pool:
+        yield pool
+
+
+@pytest.fixture
+async def other(dsn: str) -> AsyncIterator[asyncpg.Connection]:
+    """Another session."""
     conn = await asyncpg.connect(dsn)
     try:
-        await conn.execute(
-            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE datname = current_database() "
-            "AND pid <> pg_backend_pid() AND backend_type = 'client backend'"
-        )
-        await conn.execute("TRUNCATE t, late")
         yield conn
     finally:
         conn.terminate()
 
 
 @pytest.fixture
-async def pool(dsn: str, watcher: asyncpg.Connection) -> AsyncIterator[asyncpg.Pool]:
-    """Give a pool of four connections; a test that keeps one fails here."""
-    del watcher  # for the order
-    async for pool in _pool(dsn, max_size=4):
-        yield pool
+async def proxy(postgres_server: Server) -> AsyncIterator[FaultProxy]:
+    """The network before the server."""
+    async with FaultProxy(postgres_server.host, postgres_server.port) as proxy:
+        yield proxy
 
 
 @pytest.fixture
-async def single(dsn: str, watcher: asyncpg.Connection) -> AsyncIterator[asyncpg.Pool]:
-    """Give a pool of one connection; a test that keeps it fails here."""
-    del watcher  # for the order
-    async for pool in _pool(dsn, max_size=1):
-        yield pool
-
-
-async def _pool(dsn: str, *, max_size: int) -> AsyncIterator[asyncpg.Pool]:
-    pool = await asyncpg.create_pool(dsn, min_size=0, max_size=max_size)
-    try:
-        yield pool
-        with anyio.fail_after(5):
-            await pool.close()
-    finally:
-        pool.terminate()
+async def world(postgres_server: Server, dsn: str) -> AsyncIterator[World]:
+    """Two connections behind a proxy, to lose the answer to a COMMIT on."""
+    async with world_on(postgres_server, dsn) as world:
+        yield world

@@ -25,7 +25,12 @@ from dbop_raw import (
     timeout,
 )
 from dbop_raw.testing import Fault, FaultProxy, Server, query
-from tests.support.engines import QUICK, Seen, backend, behind, insert, raising, rows
+from tests.support.bodies import insert, rows
+from tests.support.failures import raising
+from tests.support.observing import Seen
+from tests.support.policies import QUICK
+from tests.support.pools import behind
+from tests.support.sessions import backend
 
 pytestmark = pytest.mark.anyio
 
@@ -225,12 +230,12 @@ async def test_an_autocommitted_body_is_not_started_again_after_its_first_statem
 
 @RETRY_WAYS
 async def test_an_autocommitted_body_whose_connection_is_lost_after_its_first_statement_is_not_started_again(
-    way: str, single: asyncpg.Pool, watcher: asyncpg.Connection
+    way: str, single: asyncpg.Pool, other: asyncpg.Connection
 ) -> None:
     """Of the second statement nothing was sent, which makes the first no less done."""
 
     async def is_ended(conn: Any) -> None:
-        await watcher.fetchval("SELECT pg_terminate_backend($1, 5000)", conn.get_server_pid())
+        await other.fetchval("SELECT pg_terminate_backend($1, 5000)", conn.get_server_pid())
         while not conn.is_closed():
             await asyncio.sleep(0.002)
         await conn.execute("SELECT 1")
@@ -304,7 +309,6 @@ async def test_between_two_starts_of_an_autocommitted_body_there_is_the_pause_th
 # --- a body that fails
 
 
-@pytest.mark.usefixtures("watcher")
 @pytest.mark.parametrize("error", ["the server's", "its own"])
 async def test_a_failed_autocommitted_body_sends_no_rollback(
     error: str, dsn: str, postgres_server: Server
@@ -323,7 +327,6 @@ def sent(proxy: FaultProxy) -> list[str]:
     return [message.sql for message in proxy.messages if message.sender == "client" and message.sql]
 
 
-@pytest.mark.usefixtures("watcher")
 @pytest.mark.parametrize("action", ["reset", "hang"])
 async def test_an_autocommitted_bodys_own_error_is_not_hidden_by_a_line_that_breaks(
     action: Any, dsn: str, postgres_server: Server

@@ -31,7 +31,10 @@ from dbop_raw import (
     savepoint,
     timeout,
 )
-from tests.support.engines import QUICK, Seen, backend, insert, rows
+from tests.support.bodies import insert, rows
+from tests.support.observing import Seen
+from tests.support.policies import QUICK
+from tests.support.sessions import backend
 
 pytestmark = pytest.mark.anyio
 
@@ -164,14 +167,14 @@ async def test_a_timeout_of_anyios_in_a_body_is_the_bodys_own(single: asyncpg.Po
 
 
 async def test_an_error_of_the_same_kind_on_a_connection_that_is_gone_is_repaired(
-    single: asyncpg.Pool, watcher: asyncpg.Connection
+    single: asyncpg.Pool, other: asyncpg.Connection
 ) -> None:
     """Then it may well be the connection's, whoever raised it: the run has a new one."""
 
     async def loses_its_connection_first(conn: Any) -> int:
         pids.append(await backend(conn))
         if len(pids) == 1:
-            await watcher.fetchval("SELECT pg_terminate_backend($1, 5000)", pids[0])
+            await other.fetchval("SELECT pg_terminate_backend($1, 5000)", pids[0])
             with pytest.raises((asyncpg.PostgresError, asyncpg.InterfaceError)):
                 await insert(conn)
             raise ConnectionResetError(errno.ECONNRESET, "Connection reset by peer")

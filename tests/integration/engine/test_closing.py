@@ -1,16 +1,28 @@
-"""Between two tries: what `close()` waits for, and what a try that is refused says of the one before it."""
+"""Closing an engine: what `close()` waits for, whom it refuses, and what a later attempt that is refused says."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import anyio
 import asyncpg
 import pytest
 
-from dbop_raw import AcquireTimeout, Engine, EngineClosed, EngineOverloaded, Event, RetryPolicy, events
-from tests.support.engines import insert, raising, rows, until
+from dbop_raw import (
+    AcquireTimeout,
+    DbopError,
+    Engine,
+    EngineClosed,
+    EngineOverloaded,
+    Event,
+    RetryPolicy,
+    events,
+)
+from tests.support.bodies import add, insert, rows, sleep, then
+from tests.support.failures import raising
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.anyio
 
@@ -156,3 +168,84 @@ async def test_engine_closed_on_a_later_try_names_the_failure_before_it(pool: as
     for error in refused:
         assert type(error) is EngineClosed
         assert isinstance(error.__cause__, asyncpg.SerializationError)
+
+
+async def test_close_waits_for_what_runs(pool: asyncpg.Pool) -> None:
+    engine = Engine(pool)
+    async with anyio.create_task_group() as group:
+        group.start_soon(engine.run, then(lambda conn: sleep(conn, 0.1), insert))
+        await until(lambda: engine.stats().in_use == 1)
+        assert await engine.close()
+    assert await rows(pool) == [1]
+
+
+async def _a_transaction(engine: Engine) -> None:
+    async with engine.transaction():
+        pass
+
+
+@pytest.mark.parametrize(
+    "call",
+    [lambda engine: engine.run(insert), lambda engine: engine.execute("SELECT 1"), _a_transaction],
+    ids=["run", "execute", "transaction"],
+)
+async def test_a_closed_engine_refuses_a_call(
+    call: Callable[[Engine], Awaitable[Any]], pool: asyncpg.Pool
+) -> None:
+    engine = Engine(pool)
+    await engine.close()
+    with pytest.raises(EngineClosed):
+        await call(engine)
+
+
+async def test_close_leaves_a_pool_of_the_users_own_open(pool: asyncpg.Pool) -> None:
+    await Engine(pool).close()
+    assert await pool.fetchval("SELECT 7") == 7
+
+
+async def test_close_also_waits_for_callers_that_were_let_in_and_wait_themselves(
+    single: asyncpg.Pool,
+) -> None:
+    engine = Engine(single)
+    async with anyio.create_task_group() as group:
+        for n in range(3):
+            group.start_soon(engine.run, then(lambda conn: sleep(conn, 0.05), add(n)))
+        await until(lambda: (engine.stats().in_use, engine.stats().waiting) == (1, 2))
+        assert await engine.close()
+        assert (engine.stats().in_use, engine.stats().waiting) == (0, 0)
+    assert await rows(single) == [0, 1, 2]
+
+
+async def test_close_is_bounded_and_cuts_off_what_does_not_end(single: asyncpg.Pool) -> None:
+    engine = Engine(single)
+    outcomes: list[BaseException] = []
+
+    async def call(n: int) -> None:
+        try:
+            await engine.run(then(add(n), sleep))
+        except (asyncpg.PostgresError, asyncpg.InterfaceError, DbopError) as exc:
+            outcomes.append(exc)
+
+    with anyio.fail_after(5):
+        async with anyio.create_task_group() as group:
+            group.start_soon(call, 1)
+            group.start_soon(call, 2)
+            await until(lambda: (engine.stats().in_use, engine.stats().waiting) == (1, 1))
+            assert not await engine.close(timeout=0.05)
+    assert [type(outcome) for outcome in outcomes].count(EngineClosed) == 1
+    assert len(outcomes) == 2
+    await until(lambda: engine.stats().in_use == 0)
+    assert await rows(single) == []
+
+
+async def test_open_cuts_off_what_a_failed_block_left(dsn: str) -> None:
+    async with asyncio.timeout(5):
+        left: asyncio.Task[Any] | None = None
+        with pytest.raises(LookupError):  # noqa: PT012 - the block is what is tested
+            async with Engine.open(dsn, min_size=1, max_size=1) as engine:
+                left = asyncio.ensure_future(engine.run(sleep))
+                await until(lambda: engine.stats().in_use == 1)
+                raise LookupError
+        assert left is not None
+        with pytest.raises((asyncpg.PostgresError, asyncpg.InterfaceError, DbopError)):
+            await left

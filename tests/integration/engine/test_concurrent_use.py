@@ -27,7 +27,8 @@ from dbop_raw import (
     savepoint,
     timeout,
 )
-from tests.support.engines import QUICK, insert, rows
+from tests.support.bodies import insert, rows
+from tests.support.policies import QUICK
 
 pytestmark = pytest.mark.anyio
 

@@ -15,7 +15,9 @@ import asyncpg
 import pytest
 
 from dbop_raw import AcquireTimeout, Engine, OperationTimeout
-from tests.support.engines import backend, insert, rows, until
+from tests.support.bodies import insert, rows
+from tests.support.sessions import backend
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.anyio
 
@@ -100,7 +102,6 @@ def engine_for(give_up: Callable[[Engine], Awaitable[None]], pool: asyncpg.Pool)
     return Engine(pool, acquire_timeout=30 if patient else 0.05)
 
 
-@pytest.mark.usefixtures("watcher")
 @pytest.mark.parametrize("give_up", WAYS_TO_GIVE_UP, ids=lambda give_up: give_up.__name__)
 async def test_a_connect_under_way_outlives_the_caller_who_gave_up_on_it(
     give_up: Callable[[Engine], Awaitable[None]], dsn: str
@@ -119,7 +120,6 @@ async def test_a_connect_under_way_outlives_the_caller_who_gave_up_on_it(
         assert await rows(pool) == [1]
 
 
-@pytest.mark.usefixtures("watcher")
 async def test_a_pool_that_opens_more_slowly_than_acquire_timeout_still_opens(dsn: str) -> None:
     """As it was met: each caller is given less time than one connect takes."""
 
@@ -139,7 +139,6 @@ async def test_a_pool_that_opens_more_slowly_than_acquire_timeout_still_opens(ds
         assert await rows(pool) == [1]
 
 
-@pytest.mark.usefixtures("watcher")
 async def test_a_connection_that_came_too_late_goes_to_who_waits_now(dsn: str) -> None:
     gate = Gate()
     async with slow_pool(dsn, gate) as pool:
@@ -156,7 +155,6 @@ async def test_a_connection_that_came_too_late_goes_to_who_waits_now(dsn: str) -
 CONNECTING_IS_SLOW = re.compile(r"\bconnecting\b|\bto connect\b|\bopen(ing|ed)\b", re.IGNORECASE)
 
 
-@pytest.mark.usefixtures("watcher")
 async def test_the_message_says_that_connecting_is_what_is_slow(dsn: str, single: asyncpg.Pool) -> None:
     """Of a pool whose connections are in use it says something else."""
     gate = Gate()
@@ -172,7 +170,6 @@ async def test_the_message_says_that_connecting_is_what_is_slow(dsn: str, single
     assert not CONNECTING_IS_SLOW.search(str(in_use.value))
 
 
-@pytest.mark.usefixtures("watcher")
 async def test_a_connect_that_fails_after_its_caller_left_bothers_nobody_and_is_tried_again(dsn: str) -> None:
     told: list[dict[str, Any]] = []
     loop = asyncio.get_running_loop()
@@ -204,7 +201,6 @@ async def test_a_connect_that_fails_after_its_caller_left_bothers_nobody_and_is_
     assert len(calls) == 2
 
 
-@pytest.mark.usefixtures("watcher")
 async def test_an_engine_that_closes_while_a_connect_is_left_behind_leaves_no_task(dsn: str) -> None:
     tasks = asyncio.all_tasks()
 

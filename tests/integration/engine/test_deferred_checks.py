@@ -9,7 +9,8 @@ import asyncpg
 import pytest
 
 from dbop_raw import Engine, Operation, batch, copy_into, each, events, execute_many, operation
-from tests.support.engines import QUICK, Seen
+from tests.support.observing import Seen
+from tests.support.policies import QUICK
 
 pytestmark = pytest.mark.anyio
 

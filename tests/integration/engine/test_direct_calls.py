@@ -10,9 +10,12 @@ import anyio
 import asyncpg
 import pytest
 
-from dbop_raw import Engine, events
+from dbop_raw import AcquireTimeout, DbopError, Engine, EngineOverloaded, events
 from dbop_raw.testing import Fault, Server, message
-from tests.support.engines import Seen, behind, until
+from tests.support.bodies import rows
+from tests.support.observing import Seen
+from tests.support.pools import Holding, behind
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.anyio
 
@@ -61,7 +64,6 @@ async def test_a_direct_call_that_times_out_keeps_the_connection(
     assert engine.stats().in_use == 0
 
 
-@pytest.mark.usefixtures("watcher")
 async def test_a_direct_call_that_times_out_on_a_line_that_hangs_costs_the_connection(
     dsn: str, postgres_server: Server
 ) -> None:
@@ -87,3 +89,46 @@ async def test_a_cancelled_direct_call_gives_its_connection_back(single: asyncpg
     assert engine.stats().in_use == 0
     with anyio.fail_after(5):
         assert await engine.fetchval("SELECT 7") == 7
+
+
+@pytest.mark.parametrize(
+    ("call", "result"),
+    [
+        (lambda engine: engine.execute("INSERT INTO t VALUES (1), (2)"), "INSERT 0 2"),
+        (lambda engine: engine.executemany("INSERT INTO t VALUES ($1)", [(1,), (2,)]), None),
+        (lambda engine: engine.fetch("SELECT * FROM (VALUES (1), (2)) v WHERE column1 > $1", 1), [(2,)]),
+        (lambda engine: engine.fetchrow("SELECT 1, 2"), (1, 2)),
+        (lambda engine: engine.fetchval("SELECT 1, 2", column=1), 2),
+    ],
+    ids=["execute", "executemany", "fetch", "fetchrow", "fetchval"],
+)
+async def test_a_call_of_the_pools_gives_what_the_pools_does(
+    call: Callable[[Engine | asyncpg.Pool], Awaitable[Any]], result: Any, pool: asyncpg.Pool
+) -> None:
+    assert await call(Engine(pool)) == result
+    await pool.execute("TRUNCATE t")
+    assert await call(pool) == result
+
+
+async def test_executemany_is_all_or_nothing(single: asyncpg.Pool) -> None:
+    with pytest.raises(asyncpg.UniqueViolationError):
+        await Engine(single).executemany("INSERT INTO t VALUES ($1)", [(1,), (1,)])
+    assert await rows(single) == []
+
+
+async def test_a_direct_call_has_a_timeout_of_its_own(single: asyncpg.Pool) -> None:
+    engine = Engine(single)
+    with pytest.raises(TimeoutError):
+        await engine.fetchval("SELECT pg_sleep(30)", timeout=0.05)
+    assert engine.stats().in_use == 0
+
+
+@pytest.mark.parametrize(("max_waiting", "error"), [(0, EngineOverloaded), (None, AcquireTimeout)])
+async def test_a_direct_call_is_under_the_engines_bounds(
+    max_waiting: int | None, error: type[DbopError], single: asyncpg.Pool
+) -> None:
+    engine = Engine(single, acquire_timeout=0.05, max_waiting=max_waiting)
+    async with Holding(single, 1):
+        with pytest.raises(error):
+            await engine.fetch("SELECT 1")
+    assert engine.stats().in_use == 0

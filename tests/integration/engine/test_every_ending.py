@@ -39,7 +39,13 @@ from dbop_raw import (
     retry,
 )
 from dbop_raw.testing import Fault, FaultProxy, Server, query
-from tests.support.engines import QUICK, Seen, answer_to_commit, behind, insert, raising, sleep, until
+from tests.support.bodies import insert, sleep
+from tests.support.failures import raising
+from tests.support.observing import Seen
+from tests.support.policies import QUICK
+from tests.support.pools import behind
+from tests.support.protocol import answer_to_commit
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.anyio
 
@@ -54,7 +60,7 @@ class World:
     dsn: str
     proxy: FaultProxy
     pool: asyncpg.Pool
-    watcher: asyncpg.Connection
+    other: asyncpg.Connection
     seen: Seen = field(default_factory=Seen)
     engine: Engine = field(init=False)
     unreachable_at: type[Event] | None = None
@@ -74,9 +80,9 @@ class World:
 
 
 @pytest.fixture
-async def world(dsn: str, watcher: asyncpg.Connection, postgres_server: Server) -> AsyncIterator[World]:
+async def world(dsn: str, other: asyncpg.Connection, postgres_server: Server) -> AsyncIterator[World]:
     async with behind(postgres_server, dsn, max_size=1) as (proxy, pool):
-        yield World(postgres_server, dsn, proxy, pool, watcher)
+        yield World(postgres_server, dsn, proxy, pool, other)
 
 
 # --- the ways
@@ -145,7 +151,7 @@ async def committed_and_the_caller_cancelled(world: World, call: Call) -> None:
     task.cancel()
     with pytest.raises(asyncio.CancelledError):
         await task
-    assert await world.watcher.fetchval("SELECT count(*) FROM t") == 1
+    assert await world.other.fetchval("SELECT count(*) FROM t") == 1
 
 
 async def committed_and_the_callers_time_over(world: World, call: Call) -> None:
@@ -153,7 +159,7 @@ async def committed_and_the_callers_time_over(world: World, call: Call) -> None:
     with anyio.move_on_after(0.25) as scope:
         await call(world, insert)
     assert scope.cancel_called
-    assert await world.watcher.fetchval("SELECT count(*) FROM t") == 1
+    assert await world.other.fetchval("SELECT count(*) FROM t") == 1
 
 
 async def commit_given_up(world: World, call: Call) -> None:
@@ -261,7 +267,7 @@ async def evicted(world: World, call: Call) -> None:
 
     async def loses_it(conn: Any) -> None:
         await insert(conn)
-        await world.watcher.fetchval("SELECT pg_terminate_backend($1, 5000)", conn.get_server_pid())
+        await world.other.fetchval("SELECT pg_terminate_backend($1, 5000)", conn.get_server_pid())
         await conn.execute("SELECT 1")
 
     with pytest.raises((asyncpg.PostgresError, asyncpg.InterfaceError)):
@@ -295,7 +301,7 @@ async def reset_failed(world: World, call: Call) -> list[dict[str, Any]]:
             await call(world, insert)
         finally:
             loop.set_exception_handler(before)
-        assert await world.watcher.fetchval("SELECT count(*) FROM t") == 1
+        assert await world.other.fetchval("SELECT count(*) FROM t") == 1
     return told
 
 

@@ -24,7 +24,11 @@ from dbop_raw import (
     retry,
     timeout,
 )
-from tests.support.engines import QUICK, Seen, backend, insert, raising, rows, sleep
+from tests.support.bodies import insert, rows, sleep
+from tests.support.failures import raising
+from tests.support.observing import Seen
+from tests.support.policies import QUICK
+from tests.support.sessions import backend
 
 pytestmark = pytest.mark.anyio
 
@@ -122,10 +126,10 @@ async def test_a_permanent_failure_in_a_task_group_is_raised_as_the_group_it_cam
 
 @GROUPS
 async def test_a_lost_connection_in_a_task_group_is_replaced(
-    group: Group, single: asyncpg.Pool, watcher: asyncpg.Connection
+    group: Group, single: asyncpg.Pool, other: asyncpg.Connection
 ) -> None:
     async def loses_it(conn: Any) -> None:
-        await watcher.fetchval("SELECT pg_terminate_backend($1, 5000)", await backend(conn))
+        await other.fetchval("SELECT pg_terminate_backend($1, 5000)", await backend(conn))
         await conn.execute("SELECT 1")
 
     engine = Engine(single)

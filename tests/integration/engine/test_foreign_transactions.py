@@ -26,7 +26,9 @@ from dbop_raw import (
     savepoint,
     timeout,
 )
-from tests.support.engines import QUICK, insert, raising, rows, sleep
+from tests.support.bodies import insert, rows, sleep
+from tests.support.failures import raising
+from tests.support.policies import QUICK
 
 pytestmark = pytest.mark.anyio
 

@@ -12,8 +12,10 @@ import anyio
 import asyncpg
 import pytest
 
-from dbop_raw import Engine
-from tests.support.engines import until
+from dbop_raw import Engine, events
+from tests.support.bodies import insert
+from tests.support.observing import Seen
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.anyio
 
@@ -60,3 +62,33 @@ async def test_a_leak_is_seen_by_who_runs_a_program_without_any_settings(dsn: st
     )
     done = await anyio.run_process([sys.executable, "-c", program, dsn], stderr=subprocess.PIPE, check=True)
     assert "the_one_who_forgets" in done.stderr.decode()
+
+
+async def test_a_connection_held_too_long_is_reported_with_who_took_it(pool: asyncpg.Pool) -> None:
+    seen = Seen()
+    engine = Engine(pool, leak_after=0.02, observer=seen)
+
+    async def the_one_who_forgets() -> None:
+        await engine.run(lambda _: until(lambda: seen.of(events.LeakSuspected)))
+
+    await the_one_who_forgets()
+    (leak,) = seen.of(events.LeakSuspected)
+    assert leak.held == 0.02
+    assert "the_one_who_forgets" in leak.stack
+
+
+async def test_without_an_observer_a_leak_is_a_warning(pool: asyncpg.Pool) -> None:
+    engine = Engine(pool, leak_after=0.02)
+    with pytest.warns(ResourceWarning, match=r"held for more than 0\.02 s.*taken here"):
+        await engine.run(lambda _: anyio.sleep(0.1))
+
+
+async def test_a_connection_given_back_in_time_is_not_reported(pool: asyncpg.Pool) -> None:
+    seen = Seen()
+    engine = Engine(pool, leak_after=0.05, observer=seen)
+    await engine.run(insert)
+    async with engine.transaction() as conn:
+        await insert(conn, 2)
+    await engine.execute("SELECT 1")
+    await anyio.sleep(0.1)
+    assert seen.of(events.LeakSuspected) == []

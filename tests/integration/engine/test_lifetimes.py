@@ -29,7 +29,11 @@ from dbop_raw import (
     timeout,
 )
 from dbop_raw.testing import Fault, Server
-from tests.support.engines import QUICK, answer_to_commit, behind, insert, raising, sleep
+from tests.support.bodies import insert, sleep
+from tests.support.failures import raising
+from tests.support.policies import QUICK
+from tests.support.pools import behind
+from tests.support.protocol import answer_to_commit
 
 pytestmark = pytest.mark.anyio
 
@@ -152,7 +156,7 @@ async def test_a_run_that_got_no_connection_does_not_keep_its_arguments_alive(si
         assert reference() is None
 
 
-@pytest.mark.usefixtures("no_collector", "watcher")
+@pytest.mark.usefixtures("no_collector")
 async def test_a_run_in_doubt_does_not_keep_its_arguments_alive(dsn: str, postgres_server: Server) -> None:
     async with behind(postgres_server, dsn) as (proxy, pool):
         proxy.inject(Fault("reset", when=answer_to_commit))

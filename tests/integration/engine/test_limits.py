@@ -27,7 +27,11 @@ from dbop_raw import (
     timeout,
 )
 from dbop_raw.testing.server import run_sql
-from tests.support.engines import QUICK, Seen, backend, insert, raising, rows, sleep
+from tests.support.bodies import insert, rows, sleep
+from tests.support.failures import raising
+from tests.support.observing import Seen
+from tests.support.policies import QUICK
+from tests.support.sessions import backend
 
 pytestmark = pytest.mark.anyio
 

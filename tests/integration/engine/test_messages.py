@@ -26,7 +26,11 @@ from dbop_raw import (
     timeout,
 )
 from dbop_raw.testing import Fault, Server, query
-from tests.support.engines import QUICK, answer_to_commit, behind, insert, rows, until
+from tests.support.bodies import insert, rows
+from tests.support.policies import QUICK
+from tests.support.pools import behind
+from tests.support.protocol import answer_to_commit
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.anyio
 
@@ -100,7 +104,6 @@ async def test_batch_called_with_an_engine_is_told_to_be_run_by_it(single: async
 # --- CommitUnknown advises what the call can take
 
 
-@pytest.mark.usefixtures("watcher")
 async def test_a_plain_runs_commit_unknown_advises_resolve_commit(dsn: str, postgres_server: Server) -> None:
     async with behind(postgres_server, dsn) as (proxy, pool):
         proxy.inject(Fault("reset", when=answer_to_commit))
@@ -108,7 +111,6 @@ async def test_a_plain_runs_commit_unknown_advises_resolve_commit(dsn: str, post
             await Engine(pool).run(add_row(1))
 
 
-@pytest.mark.usefixtures("watcher")
 async def test_an_autocommitted_runs_commit_unknown_does_not_advise_what_it_can_not_take(
     dsn: str, postgres_server: Server
 ) -> None:
@@ -120,7 +122,6 @@ async def test_an_autocommitted_runs_commit_unknown_does_not_advise_what_it_can_
         assert "resolve_commit=True" not in str(caught.value)
 
 
-@pytest.mark.usefixtures("watcher")
 @pytest.mark.parametrize("by", ["xid", "token"])
 async def test_a_run_that_could_not_be_resolved_is_not_advised_to_resolve(
     by: str, dsn: str, postgres_server: Server

@@ -13,7 +13,11 @@ import pytest
 
 from dbop_raw import Engine, events, operation, pipe, retry, savepoint, timeout
 from dbop_raw.testing import Fault, Server
-from tests.support.engines import QUICK, Seen, answer_to_commit, behind, insert, rows
+from tests.support.bodies import insert, rows
+from tests.support.observing import Seen
+from tests.support.policies import QUICK
+from tests.support.pools import behind
+from tests.support.protocol import answer_to_commit
 
 pytestmark = pytest.mark.anyio
 
@@ -67,7 +71,6 @@ async def use(engine: Engine) -> None:
 ALL = [10, 11, 12, 20, 30, 40, 50]
 
 
-@pytest.mark.usefixtures("watcher")
 @pytest.mark.parametrize("hook", HOOKS, ids=lambda hook: hook.__name__)
 @pytest.mark.parametrize("option", ["setup", "init", "reset"])
 async def test_a_hook_of_the_pool_may_use_anyio(option: str, hook: Hook, dsn: str) -> None:
@@ -78,7 +81,6 @@ async def test_a_hook_of_the_pool_may_use_anyio(option: str, hook: Hook, dsn: st
         assert (engine.stats().evicted, engine.stats().in_use) == (0, 0)
 
 
-@pytest.mark.usefixtures("watcher")
 async def test_a_connect_hook_of_the_pool_may_use_anyio(dsn: str) -> None:
     async def connect(*args: Any, **kwargs: Any) -> asyncpg.Connection:
         with anyio.fail_after(5):
@@ -97,14 +99,12 @@ class Bounded(asyncpg.Connection):
             return await super().execute(query, *args, timeout=timeout)
 
 
-@pytest.mark.usefixtures("watcher")
 async def test_a_connection_class_of_the_users_own_may_use_anyio(dsn: str) -> None:
     async with pool_with(dsn, connection_class=Bounded) as pool:
         await use(Engine(pool))
         assert await rows(pool) == ALL
 
 
-@pytest.mark.usefixtures("watcher")
 @pytest.mark.parametrize("by", ["task", "scope"])
 async def test_a_commit_of_such_a_class_is_waited_for_when_its_caller_is_cancelled(
     by: str, dsn: str, postgres_server: Server

@@ -13,7 +13,11 @@ import pytest
 from dbop_raw import CommitTokens, CommitUnknown, Engine, Event, events
 from dbop_raw.testing import Fault, FaultProxy, Server, postgres, query
 from dbop_raw.testing.server import run_sql
-from tests.support.engines import Seen, answer_to_commit, behind, insert, rows, without_tls
+from tests.support.bodies import insert, rows
+from tests.support.dsn import without_tls
+from tests.support.observing import Seen
+from tests.support.pools import behind
+from tests.support.protocol import answer_to_commit
 
 pytestmark = pytest.mark.anyio
 
@@ -53,7 +57,6 @@ async def engine_as(server: Server, dsn: str, **options: Any) -> AsyncIterator[t
         yield proxy, Engine(pool, **options)
 
 
-@pytest.mark.usefixtures("watcher")
 async def test_a_role_that_may_not_read_pg_control_system_can_run_with_resolve_commit(
     limited_dsn: str, pool: asyncpg.Pool, postgres_server: Server
 ) -> None:
@@ -69,7 +72,6 @@ async def test_a_role_that_may_not_read_pg_control_system_can_run_with_resolve_c
     assert await rows(pool) == [1]
 
 
-@pytest.mark.usefixtures("watcher")
 @pytest.mark.parametrize("where", ["before the server", "before the client"])
 async def test_a_role_that_may_not_read_pg_control_system_has_its_commit_resolved(
     where: str, limited_dsn: str, pool: asyncpg.Pool, postgres_server: Server
@@ -111,7 +113,6 @@ async def test_a_role_that_may_not_read_pg_control_system_is_told_no_lie_after_a
             assert engine.stats().commits_found_committed == 0
 
 
-@pytest.mark.usefixtures("watcher")
 async def test_a_role_that_may_not_read_pg_control_system_needs_it_for_no_token(
     dsn: str, limited_dsn: str, pool: asyncpg.Pool, postgres_server: Server
 ) -> None:
@@ -131,8 +132,8 @@ async def test_a_role_that_may_not_read_pg_control_system_needs_it_for_no_token(
 class Looks:
     """A body that sees how its session is called, from inside and from outside, while it works."""
 
-    def __init__(self, watcher: asyncpg.Connection) -> None:
-        self.watcher = watcher
+    def __init__(self, other: asyncpg.Connection) -> None:
+        self.other = other
         self.names: list[str] = []
 
     async def __call__(self, conn: Any) -> int:
@@ -140,7 +141,7 @@ class Looks:
         result = await insert(conn)
         self.names.append(await conn.fetchval("SHOW application_name"))
         self.names.append(
-            await self.watcher.fetchval(
+            await self.other.fetchval(
                 "SELECT application_name FROM pg_stat_activity WHERE pid = $1", conn.get_server_pid()
             )
         )
@@ -156,11 +157,11 @@ async def tokens_for(way: str, engine_pool: asyncpg.Pool) -> CommitTokens | None
 
 @WAYS
 async def test_a_body_that_is_resolved_runs_under_its_sessions_own_application_name(
-    way: str, dsn: str, pool: asyncpg.Pool, watcher: asyncpg.Connection, postgres_server: Server
+    way: str, dsn: str, pool: asyncpg.Pool, other: asyncpg.Connection, postgres_server: Server
 ) -> None:
     """Who looks at pg_stat_activity for what blocks him has to see whose it is, as long as that runs."""
     tokens = await tokens_for(way, pool)
-    body = Looks(watcher)
+    body = Looks(other)
     async with behind(postgres_server, dsn, server_settings={"application_name": NAME}) as (_, named):
         engine = Engine(named, commit_tokens=tokens)
         assert await engine.run(body, resolve_commit=True) == 1
@@ -175,7 +176,7 @@ async def test_a_body_that_names_its_session_itself_is_resolved_and_keeps_the_na
     way: str,
     dsn: str,
     pool: asyncpg.Pool,
-    watcher: asyncpg.Connection,
+    other: asyncpg.Connection,
     postgres_server: Server,
 ) -> None:
     tokens = await tokens_for(way, pool)
@@ -186,7 +187,7 @@ async def test_a_body_that_names_its_session_itself_is_resolved_and_keeps_the_na
         await conn.execute("SET LOCAL application_name = 'nightly job'")
         result = await insert(conn)
         names.append(
-            await watcher.fetchval(
+            await other.fetchval(
                 "SELECT application_name FROM pg_stat_activity WHERE pid = $1", conn.get_server_pid()
             )
         )

@@ -8,7 +8,9 @@ import asyncpg
 import pytest
 
 from dbop_raw import Engine, RetriesExhausted, RetryBudget, RetryPolicy, operation, pipe, retry
-from tests.support.engines import QUICK, insert, raising
+from tests.support.bodies import insert
+from tests.support.failures import raising
+from tests.support.policies import QUICK
 
 pytestmark = pytest.mark.anyio
 

@@ -25,7 +25,9 @@ from dbop_raw import (
     savepoint,
     timeout,
 )
-from tests.support.engines import QUICK, insert, raising, rows
+from tests.support.bodies import insert, rows
+from tests.support.failures import raising
+from tests.support.policies import QUICK
 
 pytestmark = pytest.mark.anyio
 

@@ -19,7 +19,7 @@ import asyncpg
 import pytest
 
 from dbop_raw import Engine, OperationTimeout, TransactionMisuse, operation, savepoint, timeout
-from tests.support.engines import insert, rows
+from tests.support.bodies import insert, rows
 
 pytestmark = pytest.mark.anyio
 
@@ -33,12 +33,12 @@ async def in_a_task_of_its_own(work: Coroutine[Any, Any, Any]) -> Any:
         return await asyncio.create_task(work)
 
 
-async def nothing_is_left(engine: Engine, single: asyncpg.Pool, watcher: asyncpg.Connection) -> None:
+async def nothing_is_left(engine: Engine, single: asyncpg.Pool, other: asyncpg.Connection) -> None:
     """No connection is held, no transaction is open, no lock is kept."""
     async with asyncio.timeout(10):
         while engine.stats().in_use or single.get_size() != single.get_idle_size():
             await asyncio.sleep(0.002)
-        while await watcher.fetchval(
+        while await other.fetchval(
             "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() "
             "AND pid <> pg_backend_pid() AND xact_start IS NOT NULL AND backend_type = 'client backend'"
         ):
@@ -56,7 +56,7 @@ async def left(transaction: AbstractAsyncContextManager[Any], error: BaseExcepti
 
 @DEADLINES
 async def test_a_transaction_left_in_another_task_commits(
-    deadline: float | None, single: asyncpg.Pool, watcher: asyncpg.Connection
+    deadline: float | None, single: asyncpg.Pool, other: asyncpg.Connection
 ) -> None:
     engine = Engine(single)
     transaction = engine.transaction(deadline=deadline)
@@ -66,12 +66,12 @@ async def test_a_transaction_left_in_another_task_commits(
     await in_a_task_of_its_own(savepoint(add(3))(conn))
     await in_a_task_of_its_own(left(transaction))
     assert await rows(single) == [1, 2, 3]
-    await nothing_is_left(engine, single, watcher)
+    await nothing_is_left(engine, single, other)
 
 
 @DEADLINES
 async def test_a_transaction_left_in_another_task_with_an_error_rolls_back(
-    deadline: float | None, single: asyncpg.Pool, watcher: asyncpg.Connection
+    deadline: float | None, single: asyncpg.Pool, other: asyncpg.Connection
 ) -> None:
     engine = Engine(single)
     transaction = engine.transaction(deadline=deadline)
@@ -83,12 +83,12 @@ async def test_a_transaction_left_in_another_task_with_an_error_rolls_back(
             raise error
     assert caught.value is error
     assert await rows(single) == []
-    await nothing_is_left(engine, single, watcher)
+    await nothing_is_left(engine, single, other)
 
 
 @DEADLINES
 async def test_a_transaction_left_in_another_task_is_still_checked_for_misuse(
-    deadline: float | None, single: asyncpg.Pool, watcher: asyncpg.Connection
+    deadline: float | None, single: asyncpg.Pool, other: asyncpg.Connection
 ) -> None:
     engine = Engine(single)
     transaction = engine.transaction(deadline=deadline)
@@ -96,11 +96,11 @@ async def test_a_transaction_left_in_another_task_is_still_checked_for_misuse(
     await conn.execute("ROLLBACK")
     with pytest.raises(TransactionMisuse):
         await in_a_task_of_its_own(left(transaction))
-    await nothing_is_left(engine, single, watcher)
+    await nothing_is_left(engine, single, other)
 
 
 async def test_a_transaction_entered_and_left_by_a_task_group_neighbour_is_cancelled_by_its_own_task_only(
-    single: asyncpg.Pool, watcher: asyncpg.Connection
+    single: asyncpg.Pool, other: asyncpg.Connection
 ) -> None:
     """A cancel scope of anyio's around the task that entered ends that task; the transaction goes on."""
     engine = Engine(single)
@@ -120,7 +120,7 @@ async def test_a_transaction_entered_and_left_by_a_task_group_neighbour_is_cance
     await insert(held[0])
     await in_a_task_of_its_own(left(transaction))
     assert await rows(single) == [1]
-    await nothing_is_left(engine, single, watcher)
+    await nothing_is_left(engine, single, other)
 
 
 # --- a generator that is left early
@@ -135,12 +135,12 @@ async def numbers(engine: Engine, deadline: float | None) -> AsyncGenerator[int]
             yield n
 
 
-async def lock_is_free(watcher: asyncpg.Connection) -> None:
+async def lock_is_free(other: asyncpg.Connection) -> None:
     """The row can be had: the transaction that locked it is over."""
     async with asyncio.timeout(10):
         while True:
             try:
-                await watcher.execute("SELECT n FROM t WHERE n = 1 FOR UPDATE NOWAIT")
+                await other.execute("SELECT n FROM t WHERE n = 1 FOR UPDATE NOWAIT")
             except asyncpg.LockNotAvailableError:
                 await asyncio.sleep(0.005)
             else:
@@ -149,16 +149,16 @@ async def lock_is_free(watcher: asyncpg.Connection) -> None:
 
 @DEADLINES
 async def test_a_generator_closed_in_another_task_gives_everything_back(
-    deadline: float | None, single: asyncpg.Pool, watcher: asyncpg.Connection
+    deadline: float | None, single: asyncpg.Pool, other: asyncpg.Connection
 ) -> None:
-    await watcher.execute("INSERT INTO t VALUES (1)")
+    await other.execute("INSERT INTO t VALUES (1)")
     engine = Engine(single)
     generator = numbers(engine, deadline)
     assert await in_a_task_of_its_own(anext_of(generator)) == 0
     assert await anext(generator) == 1
     await in_a_task_of_its_own(closed(generator))
-    await lock_is_free(watcher)
-    await nothing_is_left(engine, single, watcher)
+    await lock_is_free(other)
+    await nothing_is_left(engine, single, other)
     assert await rows(single) == [1]
 
 
@@ -172,10 +172,10 @@ async def closed(generator: AsyncGenerator[int]) -> None:
 
 @DEADLINES
 async def test_a_generator_that_is_left_early_and_forgotten_gives_everything_back(
-    deadline: float | None, single: asyncpg.Pool, watcher: asyncpg.Connection
+    deadline: float | None, single: asyncpg.Pool, other: asyncpg.Connection
 ) -> None:
     """The event loop closes it in a task of its own, as soon as nobody has it any more."""
-    await watcher.execute("INSERT INTO t VALUES (1)")
+    await other.execute("INSERT INTO t VALUES (1)")
     engine = Engine(single)
 
     async def leave_early() -> int | None:
@@ -187,8 +187,8 @@ async def test_a_generator_that_is_left_early_and_forgotten_gives_everything_bac
     with anyio.fail_after(10):
         assert await leave_early() == 3
         gc.collect()
-        await lock_is_free(watcher)
-    await nothing_is_left(engine, single, watcher)
+        await lock_is_free(other)
+    await nothing_is_left(engine, single, other)
     assert await rows(single) == [1]
 
 
@@ -204,7 +204,7 @@ async def goes_on(seconds: float, then: Awaitable[None] | None = None) -> str:
 
 
 async def test_the_deadline_of_a_transaction_left_in_another_task_cancels_nobody_later(
-    single: asyncpg.Pool, watcher: asyncpg.Connection
+    single: asyncpg.Pool, other: asyncpg.Connection
 ) -> None:
     engine = Engine(single)
     transaction = engine.transaction(deadline=0.3)
@@ -220,20 +220,20 @@ async def test_the_deadline_of_a_transaction_left_in_another_task_cancels_nobody
         await entering.wait()
         await in_a_task_of_its_own(left(transaction))
         assert await task == "went on"
-    await nothing_is_left(engine, single, watcher)
+    await nothing_is_left(engine, single, other)
 
 
 async def test_the_deadline_of_a_generator_left_early_cancels_no_innocent_task_and_ends_the_transaction(
-    single: asyncpg.Pool, watcher: asyncpg.Connection
+    single: asyncpg.Pool, other: asyncpg.Connection
 ) -> None:
     """The one who read from it goes on to other work, and still has the generator somewhere."""
-    await watcher.execute("INSERT INTO t VALUES (1)")
+    await other.execute("INSERT INTO t VALUES (1)")
     engine = Engine(single)
     generator = numbers(engine, 0.3)
 
     async def reads_one_and_goes_on() -> str:
         assert await anext(generator) == 0
-        return await goes_on(0.5, lock_is_free(watcher))
+        return await goes_on(0.5, lock_is_free(other))
 
     async with asyncio.timeout(10):
         assert await asyncio.create_task(reads_one_and_goes_on()) == "went on"
@@ -242,12 +242,12 @@ async def test_the_deadline_of_a_generator_left_early_cancels_no_innocent_task_a
             async for _ in generator:
                 pass
     assert (caught.value.seconds, caught.value.by_server) == (0.3, False)
-    await nothing_is_left(engine, single, watcher)
+    await nothing_is_left(engine, single, other)
     assert await rows(single) == [1]
 
 
 async def test_the_deadline_of_a_transaction_ends_its_statement_in_whatever_task(
-    single: asyncpg.Pool, watcher: asyncpg.Connection
+    single: asyncpg.Pool, other: asyncpg.Connection
 ) -> None:
     engine = Engine(single)
     transaction = engine.transaction(deadline=0.3)
@@ -263,12 +263,12 @@ async def test_the_deadline_of_a_transaction_ends_its_statement_in_whatever_task
         assert caught.value.seconds == 0.3
 
     await in_a_task_of_its_own(sleeps())
-    await nothing_is_left(engine, single, watcher)
+    await nothing_is_left(engine, single, other)
     assert engine.stats().evicted == 0
 
 
 async def test_a_timeout_within_such_a_transaction_is_the_callers_own(
-    single: asyncpg.Pool, watcher: asyncpg.Connection
+    single: asyncpg.Pool, other: asyncpg.Connection
 ) -> None:
     engine = Engine(single)
     transaction = engine.transaction(deadline=30)
@@ -277,4 +277,4 @@ async def test_a_timeout_within_such_a_transaction_is_the_callers_own(
         await timeout(0.2)(lambda conn: conn.execute("SELECT pg_sleep(30)"))(conn)
     assert (caught.value.seconds, caught.value.by_server) == (0.2, True)
     await in_a_task_of_its_own(left(transaction, caught.value))
-    await nothing_is_left(engine, single, watcher)
+    await nothing_is_left(engine, single, other)

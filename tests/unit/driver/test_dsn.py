@@ -26,7 +26,7 @@ from dbop_raw.driver.dsn import check_dsn
         "postgresql://app@h/app?application_name=a%20b&options=-c%20geqo%3Doff",
     ],
 )
-def test_a_good_one_passes(dsn: str | None) -> None:
+def test_a_good_dsn_passes(dsn: str | None) -> None:
     check_dsn(dsn)
 
 
@@ -37,7 +37,7 @@ def test_any_password_passes_once_it_is_quoted(password: str) -> None:
 
 # What ends the host's part before the password does: it leaves the password where the port should be.
 @given(password=st.text("/?#", min_size=1, max_size=3).map(lambda text: f"s3cret{text}x"))
-def test_an_unquoted_one_is_refused_and_not_quoted_in_the_error(password: str) -> None:
+def test_a_dsn_with_an_unquoted_password_is_refused_and_not_shown_in_the_error(password: str) -> None:
     with pytest.raises(PolicyError) as caught:
         check_dsn(f"postgresql://app:{password}@localhost:5432/app")
     assert "s3cret" not in str(caught.value)

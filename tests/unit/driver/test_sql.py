@@ -98,7 +98,7 @@ class TestQuoting:
         assert inside.replace('""', '"') == name
 
     @pytest.mark.parametrize("name", ["", "a\0b", "\0", None, 3, b"t"])
-    def test_what_postgresql_can_not_name_is_refused(self, name: Any) -> None:
+    def test_a_name_that_postgresql_can_not_have_is_refused(self, name: Any) -> None:
         with pytest.raises(PolicyError, match="not an SQL identifier"):
             sql.identifier(name)
 

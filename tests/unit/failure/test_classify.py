@@ -28,20 +28,9 @@ from dbop_raw.failure.errors import (
     TransactionMisuse,
 )
 from dbop_raw.failure.sqlstate import CONDITIONS, Repair, Rule, verdict_of
+from tests.support.failures import lost_line, server_error
 
 S, T, C, N, U = Repair.SAVEPOINT, Repair.TRANSACTION, Repair.CONNECTION, Repair.NEVER, Repair.UNKNOWN
-
-
-def server(code: str, severity: str = "ERROR", **fields: str) -> asyncpg.PostgresError:
-    """An error as the protocol brings it; the message is in another language, as it may be."""
-    return asyncpg.PostgresError.new({"S": "ФАТАЛ", "V": severity, "C": code, "M": "сообщение", **fields})
-
-
-def lost(cause: BaseException | None = None) -> asyncpg.PostgresError:
-    """What asyncpg raises when the line goes in the middle of a command."""
-    error = asyncpg.ConnectionDoesNotExistError("connection was closed in the middle of operation")
-    error.__cause__ = cause
-    return error
 
 
 # --- the server
@@ -50,11 +39,11 @@ def lost(cause: BaseException | None = None) -> asyncpg.PostgresError:
 @pytest.mark.parametrize("code", sorted(CONDITIONS))
 @pytest.mark.parametrize("severity", ["ERROR", "FATAL"])
 def test_an_error_of_the_server_is_judged_by_its_code_and_severity(code: str, severity: str) -> None:
-    assert classify(server(code, severity)) == verdict_of(code, severity=severity)
+    assert classify(server_error(code, severity)) == verdict_of(code, severity=severity)
 
 
 def test_a_code_that_the_driver_does_not_know_is_judged_too() -> None:
-    verdict = classify(server("MY001"))
+    verdict = classify(server_error("MY001"))
     assert (verdict.sqlstate, verdict.repair, verdict.item) == ("MY001", N, True)
 
 
@@ -78,76 +67,83 @@ def test_a_pooler_that_sends_no_untranslated_severity_is_understood() -> None:
     ],
 )
 def test_a_line_lost_with_the_servers_last_words_is_judged_by_those(code: str, repair: Repair) -> None:
-    verdict = classify(lost(server(code, "FATAL")))
+    verdict = classify(lost_line(server_error(code, "FATAL")))
     assert (verdict.sqlstate, verdict.repair, verdict.evict) == (code, repair, True)
 
 
-def test_a_line_lost_after_an_ordinary_error_is_a_lost_line() -> None:
+@pytest.mark.parametrize("code", ["23505", "40001"])
+def test_a_line_lost_after_an_ordinary_error_is_a_lost_line(code: str) -> None:
     # tests/faults/test_line.py: a cut between the ErrorResponse and the ReadyForQuery after it.
-    for code in ("23505", "40001"):
-        verdict = classify(lost(server(code)))
-        assert (verdict.sqlstate, verdict.repair, verdict.evict, verdict.item) == ("08003", U, True, False)
-    assert classify(lost(server("08P01"))) == classify(lost(server("08P01", "FATAL")))
+    verdict = classify(lost_line(server_error(code)))
+    assert (verdict.sqlstate, verdict.repair, verdict.evict, verdict.item) == ("08003", U, True, False)
+
+
+def test_a_line_lost_after_a_protocol_violation_is_judged_by_it_whatever_its_severity() -> None:
+    assert classify(lost_line(server_error("08P01"))) == classify(lost_line(server_error("08P01", "FATAL")))
 
 
 @pytest.mark.parametrize("cause", [None, ConnectionResetError(), OSError()])
 def test_a_line_lost_without_a_word_leaves_the_outcome_unknown(cause: BaseException | None) -> None:
-    verdict = classify(lost(cause))
+    verdict = classify(lost_line(cause))
     assert (verdict.sqlstate, verdict.repair, verdict.evict, verdict.item) == ("08003", U, True, False)
 
 
 def test_a_line_that_the_server_lost_to_another_node_is_not_ours() -> None:
-    verdict = classify(server("08006"))
+    verdict = classify(server_error("08006"))
     assert (verdict.repair, verdict.evict) == (T, False)
 
 
-def test_causes_in_a_circle_end() -> None:
-    error = lost()
+@pytest.mark.parametrize(
+    ("error", "repair"),
+    [(lost_line(), U), (RetriesExhausted(attempts=1, elapsed=0, reason="attempts"), N)],
+)
+def test_an_error_that_is_its_own_cause_is_classified_too(error: Exception, repair: Repair) -> None:
     error.__cause__ = error
-    assert classify(error).repair is U
-    given_up = RetriesExhausted(attempts=1, elapsed=0, reason="attempts")
-    given_up.__cause__ = given_up
-    assert classify(given_up).repair is N
+    try:
+        assert classify(error).repair is repair
+    finally:
+        error.__cause__ = None
 
 
 def test_a_stale_plan_is_repaired_by_a_new_transaction_and_another_missing_feature_never() -> None:
-    stale = server("0A000", R="RevalidateCachedQuery")
+    stale = server_error("0A000", R="RevalidateCachedQuery")
     assert isinstance(stale, exceptions.InvalidCachedStatementError)
     assert classify(stale).repair is T
-    assert classify(server("0A000", "FATAL", R="RevalidateCachedQuery")).evict
-    assert classify(server("0A000", R="transformStmt")).repair is N
+    assert classify(server_error("0A000", "FATAL", R="RevalidateCachedQuery")).evict
+    assert classify(server_error("0A000", R="transformStmt")).repair is N
 
 
 def test_a_row_level_security_policy_refuses_a_row_and_a_missing_privilege_the_statement() -> None:
-    assert classify(server("42501", R="ExecWithCheckOptions")).item
-    assert not classify(server("42501", R="aclcheck_error")).item
+    assert classify(server_error("42501", R="ExecWithCheckOptions")).item
+    assert not classify(server_error("42501", R="aclcheck_error")).item
 
 
 @pytest.mark.parametrize("key", ["0A000", "0A"])
 def test_overrides_win_over_the_table_and_over_the_routine(key: str) -> None:
     rows = {key: Rule(N, item=True, reason="ours")}
-    verdict = classify(server("0A000", R="RevalidateCachedQuery"), overrides=rows)
+    verdict = classify(server_error("0A000", R="RevalidateCachedQuery"), overrides=rows)
     assert (verdict.repair, verdict.reason) == (N, "ours")
-    assert classify(lost(server("0A000", "FATAL")), overrides=rows).reason == "ours"
+    assert classify(lost_line(server_error("0A000", "FATAL")), overrides=rows).reason == "ours"
 
 
 # --- the driver
 
 
-def test_a_value_that_the_client_refuses_is_one_rows_fault() -> None:
-    for error in (exceptions.DataError("invalid input"), _base.DataError("invalid input")):
-        verdict = classify(error)
-        assert (verdict.sqlstate, verdict.condition) == ("22000", "data_exception")
-        assert (verdict.repair, verdict.item, verdict.evict) == (N, True, False)
+@pytest.mark.parametrize("kind", [exceptions.DataError, _base.DataError])
+def test_a_value_that_the_client_refuses_is_one_rows_fault(kind: type[Exception]) -> None:
+    verdict = classify(kind("invalid input"))
+    assert (verdict.sqlstate, verdict.condition) == ("22000", "data_exception")
+    assert (verdict.repair, verdict.item, verdict.evict) == (N, True, False)
 
 
-def test_a_command_on_a_closed_connection_sent_nothing() -> None:
-    error = asyncpg.InterfaceError("connection is closed")
-    verdict = classify(error, closed=True)
-    assert (verdict.repair, verdict.evict, verdict.item) == (C, True, False)
-    for closed in (None, False):
-        verdict = classify(error, closed=closed)
-        assert (verdict.repair, verdict.evict, verdict.item) == (N, False, False)
+@pytest.mark.parametrize(
+    ("closed", "repair", "evict"), [(True, C, True), (None, N, False), (False, N, False)]
+)
+def test_a_command_on_a_connection_that_is_known_to_be_closed_sent_nothing(
+    closed: bool | None, repair: Repair, evict: bool
+) -> None:
+    verdict = classify(asyncpg.InterfaceError("connection is closed"), closed=closed)
+    assert (verdict.repair, verdict.evict, verdict.item) == (repair, evict, False)
 
 
 def test_the_drivers_own_check_for_a_closed_connection_is_known_by_its_frame() -> None:
@@ -170,15 +166,21 @@ def test_a_wrong_configuration_is_nobodys_row() -> None:
     assert (verdict.repair, verdict.item, verdict.evict) == (N, False, False)
 
 
-def test_errors_inside_the_driver() -> None:
-    verdict = classify(exceptions.OutdatedSchemaCacheError("x"))
-    assert (verdict.repair, verdict.evict, verdict.item) == (T, False, False)
-    assert classify(exceptions.TargetServerAttributeNotMatched("x")).repair is C
-    verdict = classify(exceptions.ProtocolError("x"))
-    assert (verdict.repair, verdict.evict) == (N, True)
-    # The server may have ended the session between two commands: before COMMIT a new one repairs it.
-    verdict = classify(exceptions.InternalClientError("x"))
-    assert (verdict.repair, verdict.evict) == (U, True)
+@pytest.mark.parametrize(
+    ("kind", "repair", "evict"),
+    [
+        (exceptions.OutdatedSchemaCacheError, T, False),
+        (exceptions.TargetServerAttributeNotMatched, C, False),
+        (exceptions.ProtocolError, N, True),
+        # The server may have ended the session between two commands: before COMMIT a new one repairs it.
+        (exceptions.InternalClientError, U, True),
+    ],
+)
+def test_an_error_inside_the_driver_is_no_items_fault(
+    kind: type[Exception], repair: Repair, evict: bool
+) -> None:
+    verdict = classify(kind("x"))
+    assert (verdict.repair, verdict.evict, verdict.item) == (repair, evict, False)
 
 
 # --- Python
@@ -195,7 +197,7 @@ def test_errors_inside_the_driver() -> None:
         ExceptionGroup("x", [OSError()]),
     ],
 )
-def test_what_the_body_or_a_value_raised_is_one_items_fault(error: Exception) -> None:
+def test_an_error_of_the_body_or_of_a_value_is_one_items_fault(error: Exception) -> None:
     verdict = classify(error)
     assert (verdict.sqlstate, verdict.condition) == (None, type(error).__name__)
     assert (verdict.repair, verdict.item, verdict.evict) == (N, True, False)
@@ -204,13 +206,13 @@ def test_what_the_body_or_a_value_raised_is_one_items_fault(error: Exception) ->
 @pytest.mark.parametrize(
     "error", [OSError(), ConnectionRefusedError(), socket.gaierror(), FileNotFoundError(), ssl.SSLEOFError()]
 )
-def test_what_connecting_raised_sent_nothing(error: OSError) -> None:
+def test_an_error_of_connecting_sent_nothing(error: OSError) -> None:
     verdict = classify(error)
     assert (verdict.repair, verdict.evict, verdict.item) == (C, True, False)
 
 
 @pytest.mark.parametrize("error", [ssl.SSLError(), ssl.SSLCertVerificationError()])
-def test_tls_that_was_refused_is_refused_again(error: OSError) -> None:
+def test_a_refusal_of_tls_is_never_repaired(error: OSError) -> None:
     assert classify(error).repair is N
 
 
@@ -244,33 +246,41 @@ OURS: list[tuple[DbopError, Repair, bool, bool]] = [
 
 
 @pytest.mark.parametrize(("error", "repair", "evict", "item"), OURS)
-def test_our_own_errors(error: DbopError, repair: Repair, evict: bool, item: bool) -> None:
+def test_an_error_of_our_own_has_its_verdict(
+    error: DbopError, repair: Repair, evict: bool, item: bool
+) -> None:
     verdict = classify(error)
     assert (verdict.repair, verdict.evict, verdict.item) == (repair, evict, item)
     assert verdict.condition == type(error).__name__
 
 
-def test_a_retry_that_gave_up_is_final_and_keeps_the_code_and_the_eviction_of_the_last_error() -> None:
-    for cause, code, evict in ((server("40001"), "40001", False), (lost(), "08003", True)):
-        error = RetriesExhausted(attempts=2, elapsed=1, reason="attempts")
-        error.__cause__ = cause
-        outer = RetriesExhausted(attempts=2, elapsed=1, reason="attempts")
-        outer.__cause__ = error
-        for given_up in (error, outer):
-            verdict = classify(given_up)
-            assert (verdict.sqlstate, verdict.repair, verdict.evict, verdict.item) == (
-                code,
-                N,
-                evict,
-                not evict,
-            )
+@pytest.mark.parametrize("levels", [1, 2])
+@pytest.mark.parametrize(
+    ("cause", "code", "evict"), [(server_error("40001"), "40001", False), (lost_line(), "08003", True)]
+)
+def test_a_retry_that_gave_up_is_final_and_keeps_the_code_and_the_eviction_of_the_last_error(
+    cause: Exception, code: str, evict: bool, levels: int
+) -> None:
+    for _ in range(levels):
+        given_up = RetriesExhausted(attempts=2, elapsed=1, reason="attempts")
+        given_up.__cause__ = cause
+        cause = given_up
+    verdict = classify(cause)
+    assert (verdict.sqlstate, verdict.repair) == (code, N)
+    assert (verdict.evict, verdict.item) == (evict, not evict)
 
 
 # --- a connection that is known to be closed
 
 
 @pytest.mark.parametrize(
-    "error", [server("55P03"), server("40001"), server("08006"), OperationTimeout(seconds=1, by_server=True)]
+    "error",
+    [
+        server_error("55P03"),
+        server_error("40001"),
+        server_error("08006"),
+        OperationTimeout(seconds=1, by_server=True),
+    ],
 )
 def test_a_closed_connection_can_only_be_replaced(error: Exception) -> None:
     verdict = classify(error, closed=True)
@@ -278,5 +288,5 @@ def test_a_closed_connection_can_only_be_replaced(error: Exception) -> None:
 
 
 def test_a_closed_connection_does_not_make_a_permanent_error_transient_nor_an_unknown_outcome_known() -> None:
-    assert classify(server("23505"), closed=True).repair is N
-    assert classify(lost(), closed=True).repair is U
+    assert classify(server_error("23505"), closed=True).repair is N
+    assert classify(lost_line(), closed=True).repair is U

@@ -53,7 +53,9 @@ def test_every_error_has_an_example_here_and_a_place_in_the_drawing() -> None:
 @pytest.mark.parametrize(
     "through", [copy.copy, lambda error: pickle.loads(pickle.dumps(error))], ids=["copy", "pickle"]
 )
-def test_an_error_survives(error: DbopError, through: Callable[[DbopError], DbopError]) -> None:
+def test_an_error_survives_a_copy_and_a_pickle(
+    error: DbopError, through: Callable[[DbopError], DbopError]
+) -> None:
     again = through(error)
     assert type(again) is type(error)
     assert (str(again), again.args) == (str(error), error.args)
@@ -80,7 +82,7 @@ def test_a_timeout_says_whether_the_connection_is_usable() -> None:
     assert "client stopped waiting" in str(OperationTimeout(seconds=1))
 
 
-def test_numbers_are_in_the_message() -> None:
+def test_an_acquire_timeout_has_its_numbers_in_the_message() -> None:
     message = str(AcquireTimeout(seconds=0.5, size=4, max_size=10, idle=1, waiting=7))
     for part in ("0.5 s", "4 of at most 10", "1 idle", "7 more"):
         assert part in message

@@ -57,7 +57,7 @@ class TestRetryPolicy:
         with pytest.raises(PolicyError, match="factor="):
             RetryPolicy(attempts=2, factor=factor)
 
-    def test_it_can_not_be_changed(self) -> None:
+    def test_a_policy_can_not_be_changed(self) -> None:
         policy = RetryPolicy(attempts=2)
         with pytest.raises(FrozenInstanceError):
             policy.attempts = 3  # type: ignore[misc]
@@ -94,13 +94,13 @@ class TestRetryPolicy:
 
 class TestSeconds:
     @given(st.floats(min_value=0, exclude_min=True, allow_infinity=False) | st.integers(1, 10**6))
-    def test_any_finite_number_above_0_is_taken_as_it_is(self, value: float) -> None:
+    def test_seconds_are_any_finite_number_above_0(self, value: float) -> None:
         seconds = positive_seconds("timeout", value)
         assert seconds == value
         assert type(seconds) is float
 
     @pytest.mark.parametrize("value", [*ODD, *NO_NUMBERS])
-    def test_anything_else_is_refused_by_name(self, value: Any) -> None:
+    def test_seconds_that_are_no_finite_number_above_0_are_refused_by_name(self, value: Any) -> None:
         with pytest.raises(PolicyError, match=r"^timeout="):
             positive_seconds("timeout", value)
 
@@ -145,7 +145,7 @@ class TestRetryBudget:
             RetryBudget(capacity=1, **{option: value})
 
     @given(st.floats(0.5, 100), st.floats(0, 5), st.floats(0, 5), happenings)
-    def test_it_is_never_above_its_capacity_and_never_below_0(
+    def test_a_budget_is_never_above_its_capacity_and_never_below_0(
         self, capacity: float, per_call: float, per_second: float, happened: list[tuple[str, float]]
     ) -> None:
         clock = Clock()
@@ -176,7 +176,7 @@ class TestRetryBudget:
                 spent += amount
         assert spent <= per_call * calls + capacity + 1e-6
 
-    def test_it_starts_full_and_then_refuses(self) -> None:
+    def test_a_budget_starts_full_and_then_refuses(self) -> None:
         budget = RetryBudget(capacity=2)
         assert [budget.withdraw() for _ in range(4)] == [True, True, False, False]
         assert budget.refused == 2
@@ -186,7 +186,7 @@ class TestRetryBudget:
         assert not budget.withdraw(2.0)
         assert budget.tokens == 1.5
 
-    def test_seconds_fill_it_again(self) -> None:
+    def test_seconds_fill_a_budget_again(self) -> None:
         clock = Clock()
         budget = RetryBudget(capacity=3, per_call=0, per_second=0.5, clock=clock)
         assert budget.withdraw(3)
@@ -195,7 +195,7 @@ class TestRetryBudget:
         clock.now += 0.2
         assert budget.withdraw()
 
-    def test_time_before_it_was_emptied_does_not_count(self) -> None:
+    def test_time_before_a_budget_was_emptied_does_not_count(self) -> None:
         """It was full all the while: an hour of quiet is no credit."""
         clock = Clock()
         budget = RetryBudget(capacity=1, per_call=0, per_second=1, clock=clock)

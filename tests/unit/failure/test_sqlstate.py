@@ -123,7 +123,9 @@ MEASURED: list[tuple[str, str, Repair, bool]] = [
 
 
 @pytest.mark.parametrize(("code", "severity", "repair", "evict"), MEASURED)
-def test_a_measured_code(code: str, severity: str, repair: Repair, evict: bool) -> None:
+def test_a_measured_code_has_the_repair_that_was_measured(
+    code: str, severity: str, repair: Repair, evict: bool
+) -> None:
     verdict = verdict_of(code, severity=severity)
     assert (verdict.repair, verdict.evict) == (repair, evict)
 
@@ -158,7 +160,7 @@ def test_a_lost_prepared_statement_tells_of_the_pooler(code: str) -> None:
 @pytest.mark.parametrize(
     "code", ["21000", "22P02", "23505", "44000", "P0001", "54000", "54001", "02000", "09000", "55P03"]
 )
-def test_one_row_can_cause(code: str) -> None:
+def test_a_code_that_one_row_can_cause_is_an_items(code: str) -> None:
     assert verdict_of(code, severity="ERROR").item
 
 
@@ -191,7 +193,7 @@ def test_one_row_can_cause(code: str) -> None:
         "54011",
     ],
 )
-def test_no_row_causes(code: str) -> None:
+def test_a_code_that_no_row_causes_is_not_an_items(code: str) -> None:
     assert not verdict_of(code, severity="ERROR").item
 
 

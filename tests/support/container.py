@@ -1,4 +1,8 @@
-"""PostgreSQL in Docker: the official image, or one made of the embedded wheel where that can't be pulled."""
+"""PostgreSQL in Docker: the official image, or one made of the embedded wheel where that can't be pulled.
+
+For the faults that need a machine of its own: one that freezes as a whole, has a small disk, or has few
+connections to give.
+"""
 
 from __future__ import annotations
 
@@ -12,21 +16,17 @@ import socket
 import subprocess
 import tarfile
 import time
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from dbop_raw.testing import Server, ServerError, ServerUnavailable
 from dbop_raw.testing.binaries import embedded_folder
-from dbop_raw.testing.errors import ServerError, ServerUnavailable
 from dbop_raw.testing.folders import free_port
-from dbop_raw.testing.server import Server, run_sql
+from dbop_raw.testing.server import StopMode, run_sql
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-
-    from dbop_raw.testing.server import StopMode
-
-__all__ = ["DockerServer", "check", "docker_server"]
+__all__ = ["DockerServer", "docker_server"]
 
 IMAGE_VARIABLE = "DBOP_RAW_DOCKER_IMAGE"
 IMAGE = "postgres:18"
@@ -140,25 +140,14 @@ class DockerServer(Server):
         return str(self._container.logs(tail=n).decode("utf-8", "replace"))
 
 
-def check() -> None:
-    """See that a Docker daemon answers.
-
-    Raises:
-        ServerUnavailable: The package is missing, or no daemon answers.
-
-    """
-    _client().close()
-
-
 @contextmanager
 def docker_server(
-    settings: Mapping[str, str], *, durable: bool, tmpfs: Mapping[str, str] | None = None
+    settings: Mapping[str, str], *, tmpfs: Mapping[str, str] | None = None
 ) -> Iterator[DockerServer]:
     """Give a server in a new container, which is removed at the end of the block.
 
     Args:
-        settings: For its command line.
-        durable: As for :func:`postgres`.
+        settings: For its command line; they win over ours, which turn fsync and full_page_writes off.
         tmpfs: Small disks to mount in it, each with its options: ``{"/small": "size=8m"}``; the server owns
             them.
 
@@ -167,7 +156,7 @@ def docker_server(
         ServerError: The server did not start; the message has its log.
 
     """
-    ours = {} if durable else {"fsync": "off", "full_page_writes": "off"}
+    ours = {"fsync": "off", "full_page_writes": "off"}
     options = [part for name, value in (ours | dict(settings)).items() for part in ("-c", f"{name}={value}")]
     client = _client()
     try:
@@ -278,7 +267,7 @@ def _libraries(programs: list[Path]) -> set[Path]:
     """Return the shared libraries outside the wheel that programs need, and their loader."""
     try:
         command = ["ldd", *map(str, programs)]
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)  # noqa: S603
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     except OSError as exc:
         raise ServerUnavailable(f"ldd is needed to find the libraries for an image: {exc}") from exc
     found = {Path(path) for path in re.findall(r"(?:=> |^\s+)(/\S+) \(0x", done.stdout, re.MULTILINE)}

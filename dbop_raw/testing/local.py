@@ -1,28 +1,31 @@
-"""A PostgreSQL server made of processes of this machine."""
+"""A PostgreSQL server made of processes of this machine: how it is configured, started, broken and ended.
+
+The server's life is followed by its processes and its ``postmaster.pid``, not by connections: a test may have
+taken them all, or have stopped the server in the middle of one.
+"""
 
 from __future__ import annotations
 
 import signal
 import subprocess
 import time
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from dbop_raw.testing import processes, replication
+from dbop_raw.testing import processes
 from dbop_raw.testing.binaries import launch
 from dbop_raw.testing.errors import ServerError
-from dbop_raw.testing.folders import free_port, own, port_is_free, temporary_root
+from dbop_raw.testing.folders import free_port, own, port_is_free
 from dbop_raw.testing.server import Server
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from dbop_raw.testing.binaries import Binaries
     from dbop_raw.testing.server import StopMode
 
-__all__ = ["HOST", "USER", "LocalServer", "Place"]
+__all__ = ["POLL", "START_TIMEOUT", "STOP_TIMEOUT", "USER", "LocalServer", "Place"]
 
 START_TIMEOUT = 30.0
 STOP_TIMEOUT = 30.0
@@ -219,49 +222,6 @@ class LocalServer(Server):
         if pid not in self._family()[1:]:
             raise ServerError(f"{pid} is no backend of the server at {self.host}:{self.port}")
         processes.send(pid, signal)
-
-    @contextmanager
-    def standby(self, *, name: str | None = None) -> Iterator[LocalServer]:
-        """Give a streaming hot standby, made by pg_basebackup; at the end, it and its slot are removed.
-
-        Args:
-            name: Its replication slot and its ``application_name``; ``None`` makes up a unique one.
-
-        """
-        with temporary_root() as root:
-            own(root, self.binaries.account)
-            place = Place(root, root / "data", self.place.settings, self.place.durable, keep=False)
-            standby = LocalServer(self.binaries, place, free_port())
-            slot = replication.base_backup(self, place, name)
-            try:
-                standby.start_first()
-                yield standby
-            finally:
-                standby.discard("immediate")
-                replication.drop_slot(self, slot)
-
-    def promote(self) -> None:
-        """Make this standby a primary, and wait until it takes writes.
-
-        Raises:
-            ServerError: It is no standby, or not done within 30 seconds.
-
-        """
-        if self.sql("SELECT pg_promote(wait => true, wait_seconds => 25)") is not True:
-            raise ServerError(self._told("it was not promoted within 25 s"))
-
-    def rewind(self, source: Server) -> None:
-        """Turn this old primary into a standby of `source` (pg_rewind); stopped first, and left stopped.
-
-        Args:
-            source: The promoted server, running.
-
-        Raises:
-            ServerError: pg_rewind refused; the message has its output.
-
-        """
-        self.stop()
-        replication.rewind(self, source)
 
     def log_tail(self, n: int = 20) -> str:
         """Return the last `n` lines of the server's log."""

@@ -1,24 +1,22 @@
-"""A PgBouncer between a test and its server: Debian's, or whichever is on the PATH."""
+"""A PgBouncer between a test and its server: Debian's, or whichever is on the PATH.
+
+It can be killed and started again at its port, as no pooler of somebody else's may be.
+"""
 
 from __future__ import annotations
 
 import shutil
 import subprocess
 import time
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 from urllib.parse import urlsplit, urlunsplit
 
-from dbop_raw.testing.binaries import account_for, launch
-from dbop_raw.testing.errors import ServerError, ServerUnavailable
+from dbop_raw.testing import Server, ServerError, ServerUnavailable
+from dbop_raw.testing.binaries import Account, account_for, launch
 from dbop_raw.testing.folders import free_port, own, port_is_free, temporary_root
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-
-    from dbop_raw.testing.binaries import Account
-    from dbop_raw.testing.server import Server
 
 __all__ = ["PgBouncer", "PoolMode", "pgbouncer"]
 
