@@ -70,11 +70,11 @@ class CommitRecord(Protocol):
     """What a transaction leaves behind so that its outcome can be looked up."""
 
     def opening(self) -> str:
-        """Give SQL for the BEGIN message."""
+        """Give SQL for the BEGIN message; "" for none."""
         ...
 
-    def capture(self, conn: Connection) -> None:
-        """Read what the server reported of the opening; called just before COMMIT, with no I/O."""
+    async def capture(self, conn: Connection) -> None:
+        """Take what the look-up needs to know; called in the transaction, when only COMMIT is left."""
         ...
 
     async def at_work(self, conn: Connection) -> bool:
@@ -84,27 +84,6 @@ class CommitRecord(Protocol):
     async def look_up(self, conn: Connection) -> Resolution | None:
         """Ask on another connection what became of it; None: not known yet, ask again."""
         ...
-
-
-# The name of a session is kept in front of ours, so that a person who looks at the server still knows it.
-_NAME_KEPT = 20
-
-
-def _label(mark: str) -> str:
-    """SQL that puts `mark`, an expression, behind the session's name, which the server reports."""
-    return (
-        "SELECT pg_catalog.set_config('application_name', pg_catalog.concat_ws(' ', NULLIF(pg_catalog.left("
-        f"pg_catalog.current_setting('application_name'), {_NAME_KEPT}), ''), {mark}), true)"
-    )
-
-
-# A session is found by the end of its name, which is the mark; $1 is the mark.
-_BY_MARK = "pg_catalog.right(application_name, pg_catalog.length($1)) OPERATOR(pg_catalog.=) $1"
-_AT_WORK = (
-    "SELECT EXISTS (SELECT FROM pg_catalog.pg_stat_activity WHERE state OPERATOR(pg_catalog.=) 'active' AND "
-)
-_TERMINATE = "SELECT pg_catalog.pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity WHERE "
-_NOT_ME = " AND pid OPERATOR(pg_catalog.<>) pg_catalog.pg_backend_pid()"
 
 
 async def _make_durable(conn: Connection) -> None:
@@ -127,8 +106,26 @@ _WAIT_FOR_STANDBY = (
 _WRITE_WAL = "SELECT pg_catalog.pg_logical_emit_message(true, 'dbop_raw', ''::pg_catalog.text)"
 
 
+# The session that holds the advisory lock of $1, which pg_locks shows in two halves.
+_HOLDER = (
+    "SELECT l.pid FROM pg_catalog.pg_locks AS l JOIN pg_catalog.pg_stat_activity AS a ON "
+    "a.pid OPERATOR(pg_catalog.=) l.pid WHERE l.locktype OPERATOR(pg_catalog.=) 'advisory' AND l.granted "
+    "AND l.objsubid OPERATOR(pg_catalog.=) 1 AND ((l.classid::pg_catalog.int8 OPERATOR(pg_catalog.<<) 32) "
+    "OPERATOR(pg_catalog.|) l.objid::pg_catalog.int8) OPERATOR(pg_catalog.=) $1::pg_catalog.int8"
+)
+# The session whose transaction has the id $1.
+_WRITER = (
+    "SELECT a.pid FROM pg_catalog.pg_stat_activity AS a "
+    "WHERE a.backend_xid::pg_catalog.text OPERATOR(pg_catalog.=) $1"
+)
+_TERMINATE = "SELECT pg_catalog.pg_terminate_backend(found.pid) FROM"
+
+
 class RowRecord:
     """A row that can be inserted only once: a commit token, or a chunk in a ledger.
+
+    Its session is found by an advisory lock on a random number, which the transaction holds to its end; that
+    others see in `pg_locks`, and it hides nothing, as a name for the session would.
 
     Args:
         insert: The INSERT, without ON CONFLICT.
@@ -136,18 +133,22 @@ class RowRecord:
 
     def __init__(self, insert: str) -> None:
         self._insert = insert
-        self._mark = f"dbop_raw:{uuid.uuid4().hex}"
+        self._mark = int.from_bytes(uuid.uuid4().bytes[:8], signed=True)
 
     def opening(self) -> str:
         """Insert the row, in the transaction that it stands for."""
-        return sql.join(_label(sql.literal(self._mark)), self._insert)
+        return sql.join(f"SELECT pg_catalog.pg_advisory_xact_lock({self._mark})", self._insert)
 
-    def capture(self, conn: Connection) -> None:
-        """Nothing to read: the row is known."""
+    async def capture(self, conn: Connection) -> None:
+        """Nothing to take: the row is known."""
 
     async def at_work(self, conn: Connection) -> bool:
-        """Ask for a session with our mark."""
-        return bool(await conn.fetchval(f"{_AT_WORK}{_BY_MARK}{_NOT_ME})", self._mark))
+        """Ask for the session with our lock."""
+        return bool(
+            await conn.fetchval(
+                f"SELECT EXISTS ({_HOLDER} AND a.state OPERATOR(pg_catalog.=) 'active')", self._mark
+            )
+        )
 
     async def look_up(self, conn: Connection) -> Resolution | None:
         """Insert the same row: it waits for the transaction in doubt, then tells.
@@ -159,7 +160,7 @@ class RowRecord:
             tag = await conn.execute(sql.join("BEGIN", limits, f"{self._insert} ON CONFLICT DO NOTHING"))
         except (asyncpg.QueryCanceledError, asyncpg.LockNotAvailableError):
             await conn.execute(sql.ROLLBACK)
-            await conn.execute(f"{_TERMINATE}{_BY_MARK}{_NOT_ME}", self._mark)
+            await conn.fetch(f"{_TERMINATE} ({_HOLDER}) AS found", self._mark)
             return None
         await conn.execute(sql.ROLLBACK)
         if not tag.endswith(" 0"):
@@ -177,32 +178,32 @@ _INCARNATION = (
     "pg_catalog.date_part('epoch', pg_catalog.pg_postmaster_start_time()), "
     "(SELECT pg_catalog.date_part('epoch', stats_reset) FROM pg_catalog.pg_stat_bgwriter)), 0)"
 )
-_PREFIX = "dbop_raw:"
 
 
 class XidRecord:
-    """A transaction's id and its server's incarnation, as the server reports them in `application_name`."""
+    """A transaction's id and its server's incarnation, asked for when only COMMIT is left."""
 
     def __init__(self) -> None:
         self._incarnation: int | None = None
         self._xid: int | None = None
 
     def opening(self) -> str:
-        """Have the server report both.
+        """Nothing: a transaction that writes nothing needs no id."""
+        return ""
 
-        No round trip of its own, and nothing on a standby, which has no ids to give.
-        """
-        return _label(
-            f"CASE WHEN pg_catalog.pg_is_in_recovery() THEN '{_PREFIX}' ELSE pg_catalog.concat_ws(':', "
-            f"'dbop_raw', {_INCARNATION}, pg_catalog.pg_current_xact_id()) END"
-        )
-
-    def capture(self, conn: Connection) -> None:
-        """Read what the server reported."""
-        reported = str(getattr(conn.get_settings(), "application_name", "") or "")
-        incarnation, _, xid = reported.rpartition(_PREFIX)[2].partition(":")
-        if _PREFIX in reported and incarnation and xid:
-            self._incarnation, self._xid = int(incarnation), int(xid)
+    async def capture(self, conn: Connection) -> None:
+        """Ask for both, in one round trip; a standby has no ids to give."""
+        try:
+            row = await conn.fetchrow(
+                "SELECT CASE WHEN writes THEN pg_catalog.pg_current_xact_id()::pg_catalog.text END AS xid, "
+                f"CASE WHEN writes THEN {_INCARNATION} END AS incarnation "
+                "FROM (SELECT NOT pg_catalog.pg_is_in_recovery() AS writes) AS s"
+            )
+        except asyncpg.InFailedSQLTransactionError:
+            # The body has swallowed an error: COMMIT will be answered with ROLLBACK.
+            return
+        if row["xid"] is not None:
+            self._xid, self._incarnation = int(row["xid"]), row["incarnation"]
 
     @property
     def _xid_of_pid(self) -> str:
@@ -213,7 +214,7 @@ class XidRecord:
         """Ask for a session with this transaction."""
         if self._xid is None:
             return False
-        query = f"{_AT_WORK}backend_xid::pg_catalog.text OPERATOR(pg_catalog.=) $1)"
+        query = f"SELECT EXISTS ({_WRITER} AND a.state OPERATOR(pg_catalog.=) 'active')"
         return bool(await conn.fetchval(query, self._xid_of_pid))
 
     async def look_up(self, conn: Connection) -> Resolution | None:
@@ -232,9 +233,7 @@ class XidRecord:
         if not row["same"]:
             return Resolution.UNKNOWN
         if row["status"] == "in progress":
-            await conn.execute(
-                f"{_TERMINATE}backend_xid::pg_catalog.text OPERATOR(pg_catalog.=) $1", self._xid_of_pid
-            )
+            await conn.fetch(f"{_TERMINATE} ({_WRITER}) AS found", self._xid_of_pid)
             return None
         if row["status"] == "committed":
             await _make_durable(conn)

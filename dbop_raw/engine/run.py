@@ -212,7 +212,9 @@ class Run:
             if call.begin is None and call.policy is not None:
                 work.session.counting()
             try:
-                result = await work.session.run(call.op.step, frame)
+                result = await work.session.run(
+                    call.op.step, frame, None if record is None else record.capture
+                )
             except Exception as exc:  # noqa: BLE001 - a value from here on
                 return await self._body_failed(work, frame, exc)
             except BaseException as exc:
@@ -232,7 +234,7 @@ class Run:
         call = self.call
         begin = call.begin
         if begin is not None and record is not None:
-            begin = sql.join(begin, record.opening())
+            begin = sql.join(*filter(None, (begin, record.opening())))
         session = Session(
             checkout.conn,
             self.capacity.settings,
@@ -279,8 +281,6 @@ class Run:
 
     async def _commit(self, work: Work, record: CommitRecord | None, result: Any) -> Outcome[Any]:
         session = work.session
-        if record is not None and session.control.begun:
-            record.capture(session.conn)
         try:
             await session.commit(
                 still_at_work=None if record is None else partial(still_at_work, record, self.capacity)

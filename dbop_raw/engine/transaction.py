@@ -54,7 +54,7 @@ class Transaction:
         record: CommitRecord | None,
     ) -> None:
         self._capacity = capacity
-        self._begin = begin if record is None else sql.join(begin, record.opening())
+        self._begin = begin if record is None else sql.join(*filter(None, (begin, record.opening())))
         self._readonly = readonly
         self._seconds = seconds
         self._record = record
@@ -123,7 +123,8 @@ class Transaction:
                 if error is not None:
                     await work.session.rollback(error)
                     raise error  # noqa: TRY301 - it ends as one that is raised here does
-                await work.session.end(self._frame)
+                capture = None if self._record is None else self._record.capture
+                await work.session.end(self._frame, capture)
             except BaseException as exc:
                 await self._failed(work, exc, over=over)
                 if exc is error:
@@ -147,8 +148,6 @@ class Transaction:
 
     async def _commit(self, work: Work) -> None:
         session, record = work.session, self._record
-        if record is not None and session.control.begun:
-            record.capture(session.conn)
         try:
             await session.commit(
                 still_at_work=None if record is None else partial(still_at_work, record, self._capacity)

@@ -75,22 +75,37 @@ class Session(Scope):
 
     # --- up to COMMIT
 
-    async def run(self, step: Callable[[Scope, Frame], Awaitable[T]], frame: Frame) -> T:
+    async def run(
+        self,
+        step: Callable[[Scope, Frame], Awaitable[T]],
+        frame: Frame,
+        last: Callable[[Connection], Awaitable[None]] | None = None,
+    ) -> T:
         """Run an operation's `step` up to the point where only COMMIT is left.
 
         On any error or cancellation, roll back.
+
+        Args:
+            step: What runs.
+            frame: What it has to keep.
+            last: What is called with the connection when only COMMIT is left, and something was done.
         """
         register(self)
         try:
             result = await step(self, frame)
-            if self.control.must_send:
-                await self.flush(frame)
+            await self._last(frame, last)
         except BaseException as exc:
             unregister(self)
             await self.rollback(exc)
             raise
         unregister(self)
         return result
+
+    async def _last(self, frame: Frame, last: Callable[[Connection], Awaitable[None]] | None) -> None:
+        if self.control.must_send:
+            await self.flush(frame)
+        if last is not None and self.control.begun:
+            await last(self.conn)
 
     async def begin(self, frame: Frame) -> None:
         """Begin now, for a caller that uses the connection itself, and ends with `end` or `rollback`.
@@ -106,13 +121,17 @@ class Session(Scope):
             await self.rollback(exc)
             raise
 
-    async def end(self, frame: Frame) -> None:
-        """Make what `begin` began ready for COMMIT; on any error or cancellation, roll back."""
+    async def end(self, frame: Frame, last: Callable[[Connection], Awaitable[None]] | None = None) -> None:
+        """Make what `begin` began ready for COMMIT; on any error or cancellation, roll back.
+
+        Args:
+            frame: What it has to keep.
+            last: See `run`.
+        """
         unregister(self)
         try:
             self.check_open("the block of engine.transaction()")
-            if self.control.must_send:
-                await self.flush(frame)
+            await self._last(frame, last)
         except BaseException as exc:
             await self.rollback(exc)
             raise
@@ -180,6 +199,7 @@ class Session(Scope):
         if is_customised(self.conn):
             # It may open cancel scopes, which a wait for it must not open others in between of.
             commit = asyncio.ensure_future(commit)
+            commit.add_done_callback(_taken_note_of)
         answer: EagerCall[str] = EagerCall(commit)
         cancelled: BaseException | None = None
         try:
@@ -230,6 +250,12 @@ class Session(Scope):
         with anyio.CancelScope(shield=True):
             await answer.wait(self.settings.bounds.grace)
         answer.abandon()
+
+
+def _taken_note_of(done: asyncio.Future[str]) -> None:
+    """Keep asyncio from complaining of an answer that nobody waited for."""
+    if not done.cancelled():
+        done.exception()
 
 
 def _judge(answer: EagerCall[str]) -> None:

@@ -160,7 +160,7 @@ class _BeginsOnce:
     def opening(self) -> str:
         return "SELECT 1 / (2 - nextval('met'))"
 
-    def capture(self, conn: Any) -> None:
+    async def capture(self, conn: Any) -> None:
         pass
 
     async def at_work(self, conn: Any) -> bool:

@@ -1,4 +1,4 @@
-"""Closing an engine: what `close()` waits for, whom it refuses, and what a later attempt that is refused says."""
+"""Closing an engine: what `close()` waits for, whom it refuses, and what a refused later attempt says."""
 
 from __future__ import annotations
 
