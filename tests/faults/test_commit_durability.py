@@ -212,7 +212,9 @@ MOST_A_SECOND, MOST_MESSAGES = 20, 5
 
 
 @BY
-async def test_a_look_up_that_meets_a_standby_pauses_before_it_asks_again(by: str, primary: LocalServer) -> None:
+async def test_a_look_up_that_meets_a_standby_pauses_before_it_asks_again(
+    by: str, primary: LocalServer
+) -> None:
     """The address leads to the standby before that is promoted: it has no answer yet."""
     async with world_of(primary, by) as world:
 

@@ -12,12 +12,14 @@ import pytest
 
 from dbop_raw import CommitTokens, CommitUnknown, Engine, Event, events
 from dbop_raw.testing import Fault, FaultProxy, Server, postgres, query
+from dbop_raw.testing.local import LocalServer
 from dbop_raw.testing.server import run_sql
 from tests.support.bodies import insert, rows
 from tests.support.dsn import without_tls
 from tests.support.observing import Seen
 from tests.support.pools import behind
 from tests.support.protocol import answer_to_commit
+from tests.support.servers import own_server
 
 pytestmark = pytest.mark.anyio
 
@@ -229,9 +231,7 @@ async def test_a_session_with_the_longest_name_that_may_be_is_resolved(
 
 async def test_a_transaction_id_of_a_server_that_has_run_for_long_is_resolved() -> None:
     """Its ids have fourteen digits: with a long name in front, the last of them must not be cut off."""
-    with postgres(settings={"max_connections": "40"}) as server:
-        if type(server).__name__ != "LocalServer":
-            pytest.skip(f"{server} is not made of processes of this machine")
+    with own_server() as server:
         run_sql(server.dsn, "CREATE TABLE t (n integer PRIMARY KEY)")
         let_it_run_for_long(server)
         seen = Seen()
@@ -242,7 +242,7 @@ async def test_a_transaction_id_of_a_server_that_has_run_for_long_is_resolved() 
         assert [event.outcome for event in seen.of(events.CommitResolved)] == ["committed"]
 
 
-def let_it_run_for_long(server: Any) -> None:
+def let_it_run_for_long(server: LocalServer) -> None:
     """Let its next transaction ids be those after 3,000 times 2 ** 32 others."""
     server.stop()
     server.binaries.run("pg_resetwal", "-f", "-e", "3000", "-D", server.place.data_dir)
