@@ -22,6 +22,7 @@ from dbop_raw.testing import Fault, FaultProxy, query
 from dbop_raw.testing.local import LocalServer
 from dbop_raw.testing.server import run_sql
 from tests.support.pools import behind
+from tests.support.protocol import answer_to_commit
 from tests.support.replication import promote
 from tests.support.replication import standby as standby_of
 from tests.support.servers import own_server
@@ -49,6 +50,7 @@ class World:
     primary: LocalServer
     standby: LocalServer
     proxy: FaultProxy
+    pool: asyncpg.Pool
     engine: Engine
     seen: list[Event] = field(default_factory=list)
     conninfo: str = ""
@@ -92,7 +94,7 @@ async def world_of(primary: LocalServer, by: str, **pool_options: Any) -> AsyncI
                 await engine.run(tokens.install)
             await engine.run(insert(1))
             seen.clear()
-            yield World(primary, standby, proxy, engine, seen)
+            yield World(primary, standby, proxy, pool, engine, seen)
 
 
 @operation
@@ -200,3 +202,36 @@ async def test_not_committed_is_still_found_while_the_standby_is_away(by: str, p
         assert len(starts) == 2
         assert world.engine.stats().commits_found_committed == 0
         assert await world.fail_over() == [1]
+
+
+# --- a look-up that finds a server which can't tell
+
+# Between two look-ups there is a pause of 50 ms at least, and one sends so many messages at the most (what is
+# the server, how does the transaction stand, end its session; the pool's reset).
+MOST_A_SECOND, MOST_MESSAGES = 20, 5
+
+
+@BY
+async def test_a_look_up_that_meets_a_standby_pauses_before_it_asks_again(
+    by: str, primary: LocalServer
+) -> None:
+    """The address leads to the standby before that is promoted: it has no answer yet."""
+    async with world_of(primary, by) as world:
+
+        def leads_to_the_standby(event: Event) -> None:
+            world.seen.append(event)
+            if isinstance(event, events.CommitInDoubt):
+                world.proxy.drop_all()
+                world.proxy.server_port = world.standby.port
+                world.proxy.reset_counts()
+
+        engine = Engine(
+            world.pool, observer=leads_to_the_standby, commit_tokens=TOKENS if by == "token" else None
+        )
+        world.proxy.inject(Fault("reset", when=answer_to_commit))
+        with pytest.raises(CommitUnknown):
+            await engine.run(insert(7), resolve_commit=True, deadline=1.5)
+        sent = [each for each in world.proxy.messages if each.sender == "client" and each.type in {"Q", "B"}]
+        assert len(sent) > MOST_MESSAGES, "it was not asked again"
+        assert len(sent) <= 1.5 * (MOST_A_SECOND + 1) * MOST_MESSAGES
+        assert world.outcomes() == ["unknown"]

@@ -12,12 +12,14 @@ import pytest
 
 from dbop_raw import CommitTokens, CommitUnknown, Engine, Event, events
 from dbop_raw.testing import Fault, FaultProxy, Server, postgres, query
+from dbop_raw.testing.local import LocalServer
 from dbop_raw.testing.server import run_sql
 from tests.support.bodies import insert, rows
 from tests.support.dsn import without_tls
 from tests.support.observing import Seen
 from tests.support.pools import behind
 from tests.support.protocol import answer_to_commit
+from tests.support.servers import own_server
 
 pytestmark = pytest.mark.anyio
 
@@ -159,14 +161,15 @@ async def tokens_for(way: str, engine_pool: asyncpg.Pool) -> CommitTokens | None
 async def test_a_body_that_is_resolved_runs_under_its_sessions_own_application_name(
     way: str, dsn: str, pool: asyncpg.Pool, other: asyncpg.Connection, postgres_server: Server
 ) -> None:
-    """Who looks at pg_stat_activity for what blocks him has to see whose it is, as long as that runs."""
+    """Who looks at pg_stat_activity for what blocks him sees whose it is; a mark of ours may stand behind."""
     tokens = await tokens_for(way, pool)
     body = Looks(other)
     async with behind(postgres_server, dsn, server_settings={"application_name": NAME}) as (_, named):
         engine = Engine(named, commit_tokens=tokens)
         assert await engine.run(body, resolve_commit=True) == 1
         assert await engine.fetchval("SHOW application_name") == NAME
-    assert body.names == [NAME, NAME, NAME]
+    assert len(body.names) == 3
+    assert all(f"{name} ".startswith(f"{NAME} ") for name in body.names)
 
 
 @WAYS
@@ -204,3 +207,44 @@ async def test_a_body_that_names_its_session_itself_is_resolved_and_keeps_the_na
     ]
     assert set(names) == {"nightly job"}
     assert await rows(pool) == [1]
+
+
+@WAYS
+@pytest.mark.parametrize("where", ["before the server", "before the client"])
+async def test_a_session_with_the_longest_name_that_may_be_is_resolved(
+    where: str, way: str, dsn: str, pool: asyncpg.Pool, postgres_server: Server
+) -> None:
+    """PostgreSQL cuts a name at 63 bytes: what is looked up by it must not be what is cut."""
+    tokens = await tokens_for(way, pool)
+    seen = Seen()
+    async with behind(postgres_server, dsn, server_settings={"application_name": "n" * 63}) as (proxy, named):
+        engine = Engine(named, commit_tokens=tokens, observer=seen)
+        proxy.inject(
+            Fault("reset", when=query("COMMIT") if where == "before the server" else answer_to_commit)
+        )
+        assert await engine.run(insert, resolve_commit=True, deadline=10) == 1
+    assert [event.outcome for event in seen.of(events.CommitResolved)] == [
+        "aborted" if where == "before the server" else "committed"
+    ]
+    assert await rows(pool) == [1]
+
+
+async def test_a_transaction_id_of_a_server_that_has_run_for_long_is_resolved() -> None:
+    """Its ids have eighteen digits: with a long name in front, the last of them must not be cut off."""
+    with own_server() as server:
+        run_sql(server.dsn, "CREATE TABLE t (n integer PRIMARY KEY)")
+        let_it_run_for_long(server)
+        seen = Seen()
+        dsn = without_tls(server.dsn)
+        async with behind(server, dsn, server_settings={"application_name": "n" * 63}) as (proxy, pool):
+            proxy.inject(Fault("reset", when=answer_to_commit))
+            assert await Engine(pool, observer=seen).run(insert, resolve_commit=True, deadline=10) == 1
+        assert [event.outcome for event in seen.of(events.CommitResolved)] == ["committed"]
+
+
+def let_it_run_for_long(server: LocalServer) -> None:
+    """Let its next transaction ids be those after 200 million times 2 ** 32 others."""
+    server.stop()
+    server.binaries.run("pg_resetwal", "-f", "-e", "200000000", "-D", server.place.data_dir)
+    server.start()
+    assert len(server.sql("SELECT pg_current_xact_id()::text")) == 18
