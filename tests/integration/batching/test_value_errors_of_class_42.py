@@ -1,8 +1,8 @@
 """Class 42 and 54 raised by a value: that item's, and not the end of the batch.
 
-A statement that is wrong, a privilege that is missing, a function that a trigger can't find: all items share these, and
-they stop the batch as before. A tsquery, a jsonpath, a regclass, a name that can't be read, or a row that is too big:
-these are about one value, whatever their SQLSTATE says.
+A statement that is wrong, a privilege that is missing, a function that a trigger can't find: all items share
+these, and they stop the batch as before. A tsquery, a jsonpath, a regclass, a name that can't be read, or a
+row that is too big: these are about one value, whatever their SQLSTATE says.
 """
 
 from __future__ import annotations
@@ -18,17 +18,8 @@ import pytest
 from dbop_raw import Engine, Repair, batch, copy_into, copy_text, each, execute_many, operation
 from dbop_raw.testing import Server
 from dbop_raw.testing.server import run_sql
-from tests.integration.batching.ways import (
-    WAYS,
-    Engines,
-    Way,
-    Writer,
-    engines_on,
-    insert_of,
-    make_batch,
-    teach,
-    told,
-)
+from tests.support.batching import COPY_WRITERS, ROW_WRITERS, insert_of, make_batch, told
+from tests.support.ways import WAYS, Engines, Way, engines_on, teach
 
 pytestmark = pytest.mark.anyio
 
@@ -44,7 +35,7 @@ class Case:
     good: Any
     bad: Any
     code: str
-    writers: Sequence[Writer]
+    writers: Sequence[str]
     insert: str | None = None
     """None: the plain INSERT."""
 
@@ -52,8 +43,8 @@ class Case:
         return f"<Case {self.name}>"
 
 
-TEXT: tuple[Writer, ...] = ("copy_text", "execute_many")
-ALL: tuple[Writer, ...] = ("copy_into", "copy_text", "execute_many")
+TEXT = ("copy_text", "execute_many")
+ALL = ROW_WRITERS
 CASES = (
     # Refused as the value is read: COPY's context names line and column, a parameter's its number.
     Case("tsquery", "v tsquery", "a & b", "a & & b", "42601", TEXT),
@@ -70,8 +61,8 @@ CASES = (
     Case("an array of tsquery", "v tsquery[]", "{a}", "{a & & b}", "42601", ("copy_text",)),
     Case("a domain's CHECK", "v asked", "a & b", "a & & b", "42601", ALL),
     # Refused as the row is computed.
-    Case("a generated column", "v text, q tsquery GENERATED ALWAYS AS (to_tsquery('simple', v)) STORED", "a & b",
-         "a & & b", "42601", ALL),
+    Case("a generated column", "v text, q tsquery GENERATED ALWAYS AS (to_tsquery('simple', v)) STORED",
+         "a & b", "a & & b", "42601", ALL),
     Case("a CHECK", "v text, CHECK (to_tsquery('simple', v) IS NOT NULL)", "a & b", "a & & b", "42601", ALL),
     # Refused by the user's own statement, which is right for all other values.
     Case("a function of the statement", "v tsquery", "a & b", "a & & b", "42601", ("execute_many",),
@@ -81,8 +72,9 @@ CASES = (
     # Class 54.
     Case("a row that is too big", "v text STORAGE PLAIN", "x", "x" * 9000, "54000", ALL),
     Case("a row too big for its index", "v text, EXCLUDE USING btree (v WITH =)", "x", "", "54000", ALL),
-    Case("a text too long for tsvector", "v text, q tsvector GENERATED ALWAYS AS (to_tsvector('simple', v)) STORED",
-         "x", " ".join(map(str, range(200_000))), "54000", ("copy_into",)),
+    Case("a text too long for tsvector",
+         "v text, q tsvector GENERATED ALWAYS AS (to_tsvector('simple', v)) STORED", "x", " ".join(map(str,
+         range(200_000))), "54000", ("copy_into",)),
 )  # fmt: skip
 PARAMETERS = [
     pytest.param(case, writer, id=f"{case.name}-{writer}") for case in CASES for writer in case.writers
@@ -115,13 +107,13 @@ def table_of(case: Case) -> str:
     return f"t{CASES.index(case)}"
 
 
-def batch_of(case: Case, writer: Writer, **options: Any) -> Any:
+def batch_of(case: Case, writer: str, **options: Any) -> Any:
     if case.insert is not None:
         return batch(execute_many(case.insert.format(table=table_of(case))), **options)
     return make_batch(writer, table_of(case), COLUMNS, **options)
 
 
-def rows_of(case: Case, writer: Writer, size: int, bad: Sequence[int]) -> list[tuple[Any, Any]]:
+def rows_of(case: Case, writer: str, size: int, bad: Sequence[int]) -> list[tuple[Any, Any]]:
     # A key of an index is compressed where it can be, so it has to be random.
     chance = random.Random(1)
     unique = "index" in case.name
@@ -137,7 +129,7 @@ def rows_of(case: Case, writer: Writer, size: int, bad: Sequence[int]) -> list[t
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize(("case", "writer"), PARAMETERS)
 async def test_a_value_that_is_refused_with_class_42_or_54_costs_its_item_only(
-    engines: Engines, case: Case, writer: Writer, way: Way
+    engines: Engines, case: Case, writer: str, way: Way
 ) -> None:
     engine = await engines.get(way)
     owner = await engines.get("nothing known")
@@ -164,7 +156,7 @@ async def test_a_value_that_is_refused_with_class_42_or_54_costs_its_item_only(
 @pytest.mark.parametrize("size", [1, 5])
 @pytest.mark.parametrize(("case", "writer"), PARAMETERS)
 async def test_it_does_so_where_no_other_row_shows_that_the_statement_is_right(
-    engines: Engines, case: Case, writer: Writer, size: int
+    engines: Engines, case: Case, writer: str, size: int
 ) -> None:
     """All rows are bad, each by its own value: they are set aside, and nothing is raised."""
     if case.insert is not None:
@@ -183,10 +175,10 @@ async def test_it_does_so_where_no_other_row_shows_that_the_statement_is_right(
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("writer", ["copy_into", "copy_text"])
+@pytest.mark.parametrize("writer", COPY_WRITERS)
 @pytest.mark.parametrize("partitioned", [False, True], ids=["a table", "partitions"])
 async def test_a_row_that_is_too_big_is_not_blamed_on_the_last_row_that_was_buffered(
-    engines: Engines, writer: Writer, partitioned: bool, way: Way
+    engines: Engines, writer: str, partitioned: bool, way: Way
 ) -> None:
     """COPY inserts together what it has buffered, and the error then names the line that was read last.
 
@@ -236,7 +228,7 @@ async def test_an_operation_of_each_fails_alone_with_a_value_error_of_class_42(
         assert await engine.fetchval("SELECT count(*) FROM t") == 19
 
 
-# ------------------------------------------------------------------------------------ what still stops the batch
+# --------------------------------------------------------------------------------- what still stops the batch
 
 
 SHARED = {
@@ -252,27 +244,34 @@ SHARED = {
     "a trigger without its function": (
         insert_of("t", COLUMNS),
         "42883",
-        "CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM nosuch(1); RETURN NEW; END $$; "
-        "CREATE TRIGGER t BEFORE INSERT ON t FOR EACH ROW EXECUTE FUNCTION f()",
+        (
+            "CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM nosuch(1); "
+            "RETURN NEW; END $$; CREATE TRIGGER t BEFORE INSERT ON t FOR EACH ROW EXECUTE FUNCTION f()"
+        ),
     ),
     "a trigger on a table that is not there": (
         insert_of("t", COLUMNS),
         "42P01",
-        "CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN INSERT INTO nosuch VALUES (1); "
-        "RETURN NEW; END $$; CREATE TRIGGER t BEFORE INSERT ON t FOR EACH ROW EXECUTE FUNCTION f()",
+        (
+            "CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN INSERT INTO nosuch VALUES (1); "
+            "RETURN NEW; END $$; CREATE TRIGGER t BEFORE INSERT ON t FOR EACH ROW EXECUTE FUNCTION f()"
+        ),
     ),
     "a CHECK by a function that one may not call": (
         insert_of("t", COLUMNS),
         "42501",
-        "CREATE FUNCTION fine(text) RETURNS bool LANGUAGE plpgsql IMMUTABLE AS $$ BEGIN RETURN true; END $$; "
-        "ALTER TABLE t ADD CHECK (fine(v)); REVOKE EXECUTE ON FUNCTION fine FROM PUBLIC",
+        (
+            "CREATE FUNCTION fine(text) RETURNS bool LANGUAGE plpgsql IMMUTABLE "
+            "AS $$ BEGIN RETURN true; END $$; ALTER TABLE t ADD CHECK (fine(v)); "
+            "REVOKE EXECUTE ON FUNCTION fine FROM PUBLIC"
+        ),
     ),
     "a table that one may not write": (insert_of("t", COLUMNS), "42501", "REVOKE INSERT ON t FROM {role}"),
 }
 
 
 @pytest.mark.parametrize("what", SHARED)
-@pytest.mark.parametrize("writer", ["execute_many", "copy_into", "copy_text"])
+@pytest.mark.parametrize("writer", ROW_WRITERS)
 async def test_an_error_of_class_42_that_all_rows_share_still_stops_the_batch(
     postgres_dsn: str, writer: str, what: str
 ) -> None:
@@ -284,8 +283,8 @@ async def test_an_error_of_class_42_that_all_rows_share_still_stops_the_batch(
     try:
         await owner.execute(f"CREATE ROLE {role}")
         await owner.execute(
-            "CREATE TABLE t (id int PRIMARY KEY, v text CHECK (v <> 'no'), own int GENERATED ALWAYS AS IDENTITY); "
-            f"GRANT ALL ON t TO {role}; " + setup.format(role=role)
+            "CREATE TABLE t (id int PRIMARY KEY, v text CHECK (v <> 'no'), "
+            f"own int GENERATED ALWAYS AS IDENTITY); GRANT ALL ON t TO {role}; " + setup.format(role=role)
         )
         async with Engine.open(
             postgres_dsn, min_size=0, max_size=1, server_settings={"role": role}
