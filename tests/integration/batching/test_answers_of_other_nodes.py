@@ -1,7 +1,8 @@
 """Errors that a coordinator tells of another node: our own connection is in good health, and stays in use.
 
-57P01 with severity ERROR is another node's end, raised here by a trigger. What a COPY reports from a worker (XX000 from
-the routine `ReportCopyError`, with no context) no server raises on demand: there is a scripted coordinator for it.
+57P01 with severity ERROR is another node's end, raised here by a trigger. What a COPY reports from a worker
+(XX000 from the routine `ReportCopyError`, with no context) no server raises on demand: there is a scripted
+coordinator for it.
 """
 
 from __future__ import annotations
@@ -131,11 +132,11 @@ class Coordinator(ScriptedConnection):
         for statement in filter(None, (part.strip() for part in query.split(";"))):
             self._follow(statement)
         self._track(query, failed=False)
-        return query.split(";")[-1].split()[0].upper()
+        return query.rsplit(";", maxsplit=1)[-1].split(maxsplit=1)[0].upper()
 
     def _follow(self, statement: str) -> None:
         word = statement.upper()
-        name = statement.split()[-1]
+        name = statement.rsplit(maxsplit=1)[-1]
         if word.startswith(("BEGIN", "ROLLBACK")) and " TO " not in word:
             self.rows, self._marks = list(self.committed), []
         elif word.startswith("COMMIT"):

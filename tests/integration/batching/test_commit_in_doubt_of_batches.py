@@ -1,7 +1,9 @@
-"""A COMMIT that another node has done, or may have: in doubt, whatever an override says; nothing is written twice.
+"""A COMMIT that another node has done, or may have.
 
-There is no distributed server here. A deferred constraint trigger raises what one answers, and dblink has committed a
-row elsewhere by then: as where a worker has committed, and its answer is lost.
+In doubt, whatever an override says; nothing is written twice.
+
+There is no distributed server here. A deferred constraint trigger raises what one answers, and dblink has
+committed a row elsewhere by then: as where a worker has committed, and its answer is lost.
 """
 
 # ruff: noqa: ASYNC110 - what the server has done, only asking again can tell
@@ -58,7 +60,8 @@ SCHEMA = (
         ELSIF NEW.body LIKE 'lose % once' AND nextval('met') > 1 THEN
             NULL;
         ELSIF NEW.body LIKE 'lose %' THEN
-            PERFORM dblink_exec(conninfo, format('INSERT INTO elsewhere VALUES (%s, %L)', NEW.id, NEW.body)) FROM here;
+            PERFORM dblink_exec(conninfo, format('INSERT INTO elsewhere VALUES (%s, %L)', NEW.id, NEW.body))
+            FROM here;
             RAISE EXCEPTION 'a node did not answer' USING ERRCODE = code;
         ELSIF NEW.body LIKE 'refuse %' THEN
             RAISE EXCEPTION 'refused' USING ERRCODE = code;
