@@ -29,7 +29,7 @@ from tests.support.batching import (
     make_batch,
     told,
 )
-from tests.support.engines import Seen
+from tests.support.observing import Seen
 
 pytestmark = pytest.mark.anyio
 

@@ -37,8 +37,11 @@ from dbop_raw import (
 from dbop_raw.testing import Fault, FaultProxy, Server
 from dbop_raw.testing.server import run_sql
 from tests.support.batching import QUICK, WRITERS, as_items, make_batch, told
-from tests.support.engines import Seen, answer_to_commit, until, without_tls
+from tests.support.dsn import without_tls
+from tests.support.observing import Seen
+from tests.support.protocol import answer_to_commit
 from tests.support.settings import with_bounds
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.anyio
 

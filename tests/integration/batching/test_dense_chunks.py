@@ -21,7 +21,7 @@ from dbop_raw.testing import FaultProxy, Server
 from dbop_raw.testing.server import run_sql
 from dbop_raw.testing.wire import ClientFramer
 from tests.support.batching import ROW_WRITERS, as_items, make_batch, told
-from tests.support.engines import without_tls
+from tests.support.dsn import without_tls
 
 pytestmark = pytest.mark.anyio
 

@@ -31,7 +31,7 @@ from dbop_raw import (
 from dbop_raw.testing import Server
 from dbop_raw.testing.server import run_sql
 from tests.support.batching import QUICK, WRITERS, as_items, count, make_batch, told
-from tests.support.engines import Seen
+from tests.support.observing import Seen
 
 pytestmark = pytest.mark.anyio
 

@@ -15,7 +15,7 @@ import pytest
 from dbop_raw import Engine
 from dbop_raw.testing import Server
 from tests.support.batching import COPY_WRITERS, ROW_WRITERS, as_items, make_batch, told
-from tests.support.ways import WAYS, Engines, Way, engines_on, teach
+from tests.support.one_by_one import HISTORIES, Engines, History, engines_on, teach
 
 pytestmark = pytest.mark.anyio
 
@@ -57,14 +57,14 @@ class Scene:
         return [row["id"] for row in await self.owner.fetch(query)]
 
 
-async def taught(engines: Engines, writer: str, way: Way, *setup: str) -> Scene:
+async def taught(engines: Engines, writer: str, history: History, *setup: str) -> Scene:
     table = f"t{next(NUMBERS)}"
-    engine = await engines.get(way)
+    engine = await engines.get(history)
     scene = Scene(engine, await engines.get("nothing known"), table, make_batch(writer, table, COLUMNS))
     await scene.do("CREATE TABLE {t} (id int PRIMARY KEY, must int NOT NULL); CREATE TABLE {t}_log (id int)")
     for statement in setup:
         await scene.do(statement)
-    await teach(engine, scene.write, way, lambda n, good: _row(writer, n, bad=not good))
+    await teach(engine, scene.write, history, lambda n, good: _row(writer, n, bad=not good))
     await scene.do("TRUNCATE {t}, {t}_log")
     return scene
 
@@ -90,17 +90,17 @@ RULES = {
 }
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("history", HISTORIES)
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("writer", COPY_WRITERS)
 async def test_a_copying_batch_fires_no_rule_however_many_rows_are_bad(
-    engines: Engines, writer: str, rule: str, way: Way
+    engines: Engines, writer: str, rule: str, history: History
 ) -> None:
     """PostgreSQL, COPY.
 
     "COPY FROM will invoke any triggers and check constraints … it will not invoke rules".
     """
-    scene = await taught(engines, writer, way, RULES[rule])
+    scene = await taught(engines, writer, history, RULES[rule])
     for bad_one_in in (1000, 7, 2):
         await scene.do("TRUNCATE {t}, {t}_log")
         bad = [n for n in range(60) if n % bad_one_in == 1]
@@ -120,13 +120,13 @@ async def test_a_rule_that_comes_while_the_batch_is_in_use_is_noticed(engines: E
     assert await scene.ids() == [n for n in range(60) if n % 3 != 1]
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("history", HISTORIES)
 @pytest.mark.parametrize("rule", RULES)
 async def test_a_statements_rules_fire_however_many_rows_are_bad(
-    engines: Engines, rule: str, way: Way
+    engines: Engines, rule: str, history: History
 ) -> None:
     """An INSERT of the user's own does what it does by itself: rules are its meaning."""
-    scene = await taught(engines, "execute_many", way)
+    scene = await taught(engines, "execute_many", history)
     for statement in (
         "ALTER TABLE {t}_log ADD CHECK (id <> 13)",
         "ALTER TABLE {t} ADD CHECK (id <> 14)",
@@ -158,14 +158,14 @@ DROPS = (
 )
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("history", HISTORIES)
 @pytest.mark.parametrize("bad_one_in", [1000, 3], ids=["clean", "dense"])
 @pytest.mark.parametrize("writer", COPY_WRITERS)
 async def test_a_row_that_a_trigger_drops_is_not_counted_as_written(
-    engines: Engines, writer: str, bad_one_in: int, way: Way
+    engines: Engines, writer: str, bad_one_in: int, history: History
 ) -> None:
     """It is no failure either. COPY's tag says how many rows there are."""
-    scene = await taught(engines, writer, way, *DROPS)
+    scene = await taught(engines, writer, history, *DROPS)
     bad = [n for n in range(60) if n % bad_one_in == 1 and n % 5 != 0]
     result = await scene.run([_row(writer, n, bad=n in bad) for n in range(60)])
     assert told(result) == [(n, "23502") for n in bad]
@@ -174,13 +174,13 @@ async def test_a_row_that_a_trigger_drops_is_not_counted_as_written(
     assert result.written == 48 - len(bad)
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("history", HISTORIES)
 @pytest.mark.parametrize("writer", COPY_WRITERS)
 async def test_rows_that_fail_after_a_trigger_changed_them_are_blamed_in_their_place(
-    engines: Engines, writer: str, way: Way
+    engines: Engines, writer: str, history: History
 ) -> None:
     """Dropped rows before them don't move the index."""
-    scene = await taught(engines, writer, way, *DROPS, "ALTER TABLE {t} ADD CHECK (must <> 13)")
+    scene = await taught(engines, writer, history, *DROPS, "ALTER TABLE {t} ADD CHECK (must <> 13)")
     rows = [_row(writer, n, bad=False) for n in range(60)]
     for n in (21, 22, 23, 38):
         rows[n] = (rows[n][0], "13" if writer == "copy_text" else 13)
@@ -191,16 +191,16 @@ async def test_rows_that_fail_after_a_trigger_changed_them_are_blamed_in_their_p
     assert await scene.ids() == [n for n in range(60) if n % 5 != 0 and n not in {13, 21, 22, 23, 38}]
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("history", HISTORIES)
 @pytest.mark.parametrize("writer", ROW_WRITERS)
 async def test_a_trigger_sees_each_row_that_stays_once_and_in_order(
-    engines: Engines, writer: str, way: Way
+    engines: Engines, writer: str, history: History
 ) -> None:
     """What failed and was undone leaves nothing; what was written was not written twice."""
     scene = await taught(
         engines,
         writer,
-        way,
+        history,
         "CREATE OR REPLACE FUNCTION logs() RETURNS trigger LANGUAGE plpgsql AS "
         "$$ BEGIN EXECUTE format('INSERT INTO %I VALUES ($1)', TG_ARGV[0]) USING NEW.id; RETURN NEW; END $$",
         "CREATE TRIGGER t AFTER INSERT ON {t} FOR EACH ROW EXECUTE FUNCTION logs('{t}_log')",

@@ -3,7 +3,7 @@
 It is what one by one gives.
 
 For each kind of column, each writer, whatever share of the rows is bad and whatever the batch learned before.
-The judge (in `ways.py`) writes each row by itself with bare asyncpg.
+The judge (`tests/support/one_by_one.py`) writes each row by itself with bare asyncpg.
 """
 
 from __future__ import annotations
@@ -25,7 +25,17 @@ from hypothesis import strategies as st
 
 from dbop_raw.testing import Server
 from tests.support.batching import ROW_WRITERS, make_batch, told
-from tests.support.ways import WAYS, Blamed, Engines, Init, Row, Way, engines_on, one_by_one, teach
+from tests.support.one_by_one import (
+    HISTORIES,
+    Blamed,
+    Engines,
+    History,
+    Init,
+    Row,
+    engines_on,
+    one_by_one,
+    teach,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -514,7 +524,7 @@ def _lesson(kind: Kind, writer: str) -> Callable[[int, bool], Row]:
 
 
 async def check(
-    world: World, kind: Kind, shape: Shape, writer: str, rows: Sequence[Row], ways: Sequence[Way]
+    world: World, kind: Kind, shape: Shape, writer: str, rows: Sequence[Row], histories: Sequence[History]
 ) -> None:
     """In each of the ways the same as one by one; the way that differs is named."""
     relation = relation_of(kind, shape)
@@ -524,17 +534,17 @@ async def check(
         await world.judge(kind.init), writer, relation.name, kind.columns, rows
     )
     stored = await world.look(relation)
-    for way in ways:
-        engine = await world.engines.get(way, kind.init)
+    for history in histories:
+        engine = await world.engines.get(history, kind.init)
         write = make_batch(writer, relation.name, kind.columns)
         try:
-            await teach(engine, write, way, _lesson(kind, writer))
+            await teach(engine, write, history, _lesson(kind, writer))
             await world.empty(relation)
             result = await engine.run(write(rows))
         except Exception as exc:  # noqa: BLE001 - whatever it is, no row had it when it was written by itself
-            pytest.fail(f"{way}: the batch was stopped by {type(exc).__name__}: {exc}")
-        assert (way, told(result)) == (way, expected)
-        assert (way, await world.look(relation)) == (way, stored)
+            pytest.fail(f"{history}: the batch was stopped by {type(exc).__name__}: {exc}")
+        assert (history, told(result)) == (history, expected)
+        assert (history, await world.look(relation)) == (history, stored)
         assert all(failed.item is rows[failed.index] for failed in result.failed)
 
 
@@ -550,7 +560,7 @@ async def test_a_batch_of_each_kind_of_column_ends_as_one_by_one(
 ) -> None:
     """Many bad rows, all of which the server finds."""
     rows = rows_for(kind, writer, 40, "30 %", misfits=False, seed=1)
-    await check(world, kind, "a table", writer, rows, WAYS)
+    await check(world, kind, "a table", writer, rows, HISTORIES)
 
 
 @pytest.mark.parametrize(
@@ -572,7 +582,7 @@ async def test_a_batch_into_each_kind_of_relation_ends_as_one_by_one(
 ) -> None:
     """Triggers, rules, partitions, a view: what is stored is what the writer's own statement stores."""
     rows = rows_for(KINDS[0], writer, 60, "30 %", misfits=False, seed=3)
-    await check(world, KINDS[0], shape, writer, rows, WAYS)
+    await check(world, KINDS[0], shape, writer, rows, HISTORIES)
 
 
 CASES = st.sampled_from([(kind, writer) for kind in KINDS for writer in kind.writers])
@@ -590,14 +600,26 @@ CASES = st.sampled_from([(kind, writer) for kind in KINDS for writer in kind.wri
     size=st.sampled_from((1, 7, 7, 7, 60, 60, 300)),
     share=st.sampled_from(SHARES),
     misfits=st.booleans(),
-    way=st.sampled_from(WAYS),
+    history=st.sampled_from(HISTORIES),
     seed=st.integers(0, 9),
 )
 @example(
-    case=(KINDS[0], "copy_into"), shape="a table", size=1000, share="1 %", misfits=False, way=WAYS[0], seed=0
+    case=(KINDS[0], "copy_into"),
+    shape="a table",
+    size=1000,
+    share="1 %",
+    misfits=False,
+    history=HISTORIES[0],
+    seed=0,
 )
 @example(
-    case=(KINDS[0], "copy_text"), shape="a table", size=1000, share="1 %", misfits=True, way=WAYS[1], seed=0
+    case=(KINDS[0], "copy_text"),
+    shape="a table",
+    size=1000,
+    share="1 %",
+    misfits=True,
+    history=HISTORIES[1],
+    seed=0,
 )
 @example(
     case=(KINDS[0], "execute_many"),
@@ -605,9 +627,10 @@ CASES = st.sampled_from([(kind, writer) for kind in KINDS for writer in kind.wri
     size=1000,
     share="30 %",
     misfits=False,
-    way=WAYS[1],
+    history=HISTORIES[1],
     seed=0,
 )
+@pytest.mark.slow
 async def test_a_batch_ends_as_one_by_one_whatever_meets(
     world: World,
     case: tuple[Kind, str],
@@ -615,11 +638,11 @@ async def test_a_batch_ends_as_one_by_one_whatever_meets(
     size: int,
     share: Share,
     misfits: bool,
-    way: Way,
+    history: History,
     seed: int,
 ) -> None:
     kind, writer = case
     if shape == "a view with a trigger" and not kind.plain:
         shape = "a table"
     rows = rows_for(kind, writer, size, share, misfits=misfits, seed=seed)
-    await check(world, kind, shape, writer, rows, [way])
+    await check(world, kind, shape, writer, rows, [history])

@@ -19,7 +19,7 @@ from dbop_raw import Engine, Repair, batch, copy_into, copy_text, each, execute_
 from dbop_raw.testing import Server
 from dbop_raw.testing.server import run_sql
 from tests.support.batching import COPY_WRITERS, ROW_WRITERS, insert_of, make_batch, told
-from tests.support.ways import WAYS, Engines, Way, engines_on, teach
+from tests.support.one_by_one import HISTORIES, Engines, History, engines_on, teach
 
 pytestmark = pytest.mark.anyio
 
@@ -126,12 +126,12 @@ def rows_of(case: Case, writer: str, size: int, bad: Sequence[int]) -> list[tupl
     return [(str(n) if writer == "copy_text" else n, value(n)) for n in range(size)]
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("history", HISTORIES)
 @pytest.mark.parametrize(("case", "writer"), PARAMETERS)
 async def test_a_value_that_is_refused_with_class_42_or_54_costs_its_item_only(
-    engines: Engines, case: Case, writer: str, way: Way
+    engines: Engines, case: Case, writer: str, history: History
 ) -> None:
-    engine = await engines.get(way)
+    engine = await engines.get(history)
     owner = await engines.get("nothing known")
     table = table_of(case)
     await owner.execute(
@@ -140,7 +140,7 @@ async def test_a_value_that_is_refused_with_class_42_or_54_costs_its_item_only(
     write = batch_of(case, writer)
     one = rows_of(case, writer, 1, [])[0]
     await teach(
-        engine, write, way, lambda n, good: (type(one[0])(n) if good else None, None if n else one[1])
+        engine, write, history, lambda n, good: (type(one[0])(n) if good else None, None if n else one[1])
     )
     await owner.execute(f"TRUNCATE {table}")
     bad = [3, 17, 18, 39]
@@ -174,18 +174,18 @@ async def test_it_does_so_where_no_other_row_shows_that_the_statement_is_right(
     assert await engine.fetchval(f"SELECT count(*) FROM {table}") == size - len(bad)
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("history", HISTORIES)
 @pytest.mark.parametrize("writer", COPY_WRITERS)
 @pytest.mark.parametrize("partitioned", [False, True], ids=["a table", "partitions"])
 async def test_a_row_that_is_too_big_is_not_blamed_on_the_last_row_that_was_buffered(
-    engines: Engines, writer: str, partitioned: bool, way: Way
+    engines: Engines, writer: str, partitioned: bool, history: History
 ) -> None:
     """COPY inserts together what it has buffered, and the error then names the line that was read last.
 
     It buffers 1,000 rows, or 64 KB of text; of what comes in binary it does not count the bytes.
     """
     owner = await engines.get("nothing known")
-    engine = await engines.get(way)
+    engine = await engines.get(history)
     await owner.execute(
         "DROP TABLE IF EXISTS big; CREATE TABLE big (id int PRIMARY KEY, v text STORAGE PLAIN)"
         + " PARTITION BY HASH (id)" * partitioned
@@ -196,9 +196,9 @@ async def test_a_row_that_is_too_big_is_not_blamed_on_the_last_row_that_was_buff
         )
     key = str if writer == "copy_text" else int
     write = make_batch(writer, "big", COLUMNS)
-    await teach(engine, write, way, lambda n, good: (key(n) if good else None, "x"))
+    await teach(engine, write, history, lambda n, good: (key(n) if good else None, "x"))
     await owner.execute("TRUNCATE big")
-    if way == "nothing temporary":
+    if history == "nothing temporary":
         # One in many is bad, and it was named: it will be looked for where the error points to.
         await engine.run(write([(key(n) if n != 3 else None, "x") for n in range(4000)]))
         await owner.execute("TRUNCATE big")

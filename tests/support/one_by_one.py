@@ -1,9 +1,9 @@
-"""The ways that a batch can take, and the judge over them: each row written by itself.
+"""The judge over batches, which writes each row by itself; and the histories that decide a batch's way.
 
 The judge writes one row after another with bare asyncpg, each in a savepoint of its own, by what the writer
 does for a single row: COPY of that row, or `execute`. What a batch stores and whom it blames must be the
-same, whatever way it took; and which way that is depends on what it learned before. So each batch runs in
-each of `WAYS`.
+same, whatever way it took. Which way that is depends on what the batch has measured before, so each batch
+runs with each of `HISTORIES`.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from dbop_raw import Batch, Engine, classify
 from tests.support.batching import insert_of
 
 __all__ = [
-    "WAYS",
+    "HISTORIES",
     "Blamed",
     "Engines",
+    "History",
     "Init",
     "Row",
-    "Way",
     "engines_on",
     "name_of",
     "one_by_one",
@@ -34,12 +34,10 @@ __all__ = [
 Row = Sequence[Any]
 Init = Callable[[Any], Awaitable[None]]
 
-Way = Literal["nothing known", "many were bad", "few were bad", "nothing temporary"]
-WAYS: tuple[Way, ...] = ("nothing known", "many were bad", "few were bad", "nothing temporary")
-"""What a batch has seen before, and `nothing temporary`.
-
-A role without the TEMP privilege, for which only spans are left.
-"""
+History = Literal["nothing known", "many were bad", "few were bad", "nothing temporary"]
+HISTORIES: tuple[History, ...] = ("nothing known", "many were bad", "few were bad", "nothing temporary")
+"""What a batch has seen before; with "nothing temporary" its role has no TEMP privilege, so that only spans
+are left."""
 
 
 # --- what a writer does for one row
@@ -92,20 +90,26 @@ async def one_by_one(
     return blamed
 
 
-# --- the ways
+# --- the histories
 
 
-async def teach(engine: Engine, write: Batch[Any, Any], way: Way, row: Callable[[int, bool], Row]) -> None:
-    """Let the batch learn what decides its way.
+async def teach(
+    engine: Engine, write: Batch[Any, Any], history: History, row: Callable[[int, bool], Row]
+) -> None:
+    """Let the batch measure what will decide its way.
 
-    There is no switch for that: it goes by what it measured. `row(n, good)` gives a row for it.
+    Args:
+        engine: Where it writes what it learns from.
+        write: The batch.
+        history: What it is to have seen.
+        row: Gives the row of a number, good or bad.
     """
-    for bad_one_in, count in {"many were bad": [(2, 64)] * 2, "few were bad": [(100, 600)]}.get(way, []):
+    for bad_one_in, count in {"many were bad": [(2, 64)] * 2, "few were bad": [(100, 600)]}.get(history, []):
         await engine.run(write([row(n, n % bad_one_in != 1) for n in range(count)]))
 
 
 class Engines:
-    """An engine for each way of making connections; made when it is asked for."""
+    """An engine for each role and each `init`, made when it is first asked for."""
 
     def __init__(self, dsn: str, stack: AsyncExitStack, no_temp: str) -> None:
         self._dsn = dsn
@@ -113,9 +117,9 @@ class Engines:
         self._no_temp = no_temp
         self._made: dict[tuple[Init | None, bool], Engine] = {}
 
-    async def get(self, way: Way, init: Init | None = None) -> Engine:
-        """The engine for a way; `init` prepares its connections (codecs)."""
-        temporary = way != "nothing temporary"
+    async def get(self, history: History, init: Init | None = None) -> Engine:
+        """Return the engine for a history; `init` prepares its connections (codecs)."""
+        temporary = history != "nothing temporary"
         engine = self._made.get((init, temporary))
         if engine is None:
             settings = {} if temporary else {"role": self._no_temp}
