@@ -1,7 +1,8 @@
 """A table that another connection alters while a pool lives: what is stored is right, on every connection.
 
-The driver keeps what it has read of a table, and encodes by it for as long as the connection lives. A value encoded for
-the old type is refused by the new one, or taken for another value: an int8 for a float8 is 5e-324.
+The driver keeps what it has read of a table, and encodes by it for as long as the connection lives. A value
+encoded for the old type is refused by the new one, or taken for another value: an int8 for a float8 is
+5e-324.
 """
 
 from __future__ import annotations
@@ -16,12 +17,11 @@ import pytest
 
 from dbop_raw import Engine, RetryPolicy, batch, each, execute_many, operation
 from dbop_raw.testing import Server
-from tests.integration.batching.ways import Writer, make_batch, told
+from tests.support.batching import COPY_WRITERS, ROW_WRITERS, as_items, make_batch, told
 
 pytestmark = pytest.mark.anyio
 
 COLUMNS = ("id", "v")
-WRITERS: tuple[Writer, ...] = ("copy_into", "copy_text", "execute_many")
 
 
 @dataclass(frozen=True, repr=False)
@@ -52,11 +52,12 @@ CHANGES = (
     Change("double to bigint", "v float8", to("bigint"), 7.0, 7, "7"),
     Change("int to real", "v int", to("real"), 7, 7, "7"),
     Change("real to int", "v real", to("int"), 7.0, 7, "7"),
-    Change("bigint to timestamptz", "v bigint", to("timestamptz", "to_timestamp(v)"), 7,
-           dt.datetime(2026, 2, 28, tzinfo=dt.UTC), "2026-02-28 00:00:00+00"),
+    Change("bigint to timestamptz", "v bigint", to("timestamptz", "to_timestamp(v)"), 7, dt.datetime(2026, 2,
+           28, tzinfo=dt.UTC), "2026-02-28 00:00:00+00"),
     Change("timestamp to timestamptz", "v timestamp", to("timestamptz"), dt.datetime(2026, 1, 1),  # noqa: DTZ001
            dt.datetime(2026, 2, 28, tzinfo=dt.UTC), "2026-02-28 00:00:00+00"),
-    Change("int to date", "v int", to("date", "date '2000-01-01' + v"), 7, dt.date(2026, 2, 28), "2026-02-28"),
+    Change("int to date", "v int", to("date", "date '2000-01-01' + v"), 7, dt.date(2026, 2, 28),
+           "2026-02-28"),
     Change("text to bytea", "v text", to("bytea", "v::bytea"), "x", b"\xff", "\\xff"),
     Change("json to jsonb", "v json", to("jsonb"), "[1]", "[1]", "[1]"),
     # Of another length, or another type altogether: refused, and every row with it.
@@ -66,7 +67,8 @@ CHANGES = (
     Change("text to int", "v text", to("int", "v::int"), "7", 7, "7"),
     Change("int to numeric", "v int", to("numeric"), 7, 7, "7"),
     Change("a value to an array", "v int", to("int[]", "ARRAY[v]"), 7, [7, 8], "{7,8}"),
-    Change("text to an enum", "v text", "CREATE TYPE mood AS ENUM ('ok'); " + to("mood", "v::mood"), "ok", "ok", "ok"),
+    Change("text to an enum", "v text", "CREATE TYPE mood AS ENUM ('ok'); " + to("mood", "v::mood"), "ok",
+           "ok", "ok"),
     # Not its type.
     Change("a column made anew", "v int", "ALTER TABLE t DROP v; ALTER TABLE t ADD v text", 7, "007", "007"),
     Change("a table made anew", "v int",
@@ -74,8 +76,8 @@ CHANGES = (
     Change("a longer varchar", "v varchar(3)", to("varchar(9)"), "abc", "abcdefghi", "abcdefghi"),
     Change("an enum with one more label", "v mood", "ALTER TYPE mood ADD VALUE 'glad'", "ok", "glad", "glad"),
     Change("an enum made anew", "v mood",
-           "ALTER TABLE t DROP v; DROP TYPE mood; CREATE TYPE mood AS ENUM ('new'); ALTER TABLE t ADD v mood", "ok",
-           "new", "new"),
+           "ALTER TABLE t DROP v; DROP TYPE mood; CREATE TYPE mood AS ENUM ('new'); ALTER TABLE t ADD v mood",
+           "ok", "new", "new"),
     Change("a composite with one more field", "v pair", "ALTER TYPE pair ADD ATTRIBUTE more int", (1, "x"),
            (1, "x", 2), "(1,x,2)"),
 )  # fmt: skip
@@ -113,20 +115,18 @@ async def scene(database: str) -> AsyncIterator[Scene]:
 
 def rows_of(writer: str, value: Any, text: str, bad_one_in: int, start: int = 0) -> list[Any]:
     """Rows of which some have no `must`; 0: all have it."""
-    rows = []
+    rows: list[Any] = []
     for n in range(start, start + 60):
-        row = (n, None if bad_one_in and n % bad_one_in == 1 else 1, value)
-        if writer == "copy_text":
-            row = (str(n), None if row[1] is None else "1", text)
-        rows.append(row)
+        must = None if bad_one_in and n % bad_one_in == 1 else 1
+        rows += as_items(writer, [(n, must, text if writer == "copy_text" else value)])
     return rows
 
 
 @pytest.mark.parametrize("known", [0, 2], ids=["none was bad", "many were bad"])
 @pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.name)
-@pytest.mark.parametrize("writer", WRITERS)
+@pytest.mark.parametrize("writer", ROW_WRITERS)
 async def test_a_batch_stores_what_it_is_given_after_the_table_was_altered(
-    scene: Scene, writer: Writer, change: Change, known: int
+    scene: Scene, writer: str, change: Change, known: int
 ) -> None:
     """Each row is stored as it is, or refused by its own fault; none for what the driver remembers."""
     column = change.column
@@ -152,8 +152,8 @@ async def test_a_batch_stores_what_it_is_given_after_the_table_was_altered(
         assert await scene.owner.fetchval("SELECT count(*) FROM t") == 60 - len(bad)
 
 
-@pytest.mark.parametrize("writer", WRITERS)
-async def test_every_connection_of_a_pool_notices_it(scene: Scene, database: str, writer: Writer) -> None:
+@pytest.mark.parametrize("writer", ROW_WRITERS)
+async def test_every_connection_of_a_pool_notices_it(scene: Scene, database: str, writer: str) -> None:
     """Each has known the old table; each writes the new one right, whichever is first."""
     await scene.owner.execute("CREATE TABLE t (id int PRIMARY KEY, must int NOT NULL, v bigint)")
     write = make_batch(writer, "t", ("id", "must", "v"))
@@ -181,8 +181,8 @@ async def test_every_connection_of_a_pool_notices_it(scene: Scene, database: str
         assert [(row["v"], row["n"]) for row in found] == [(7.0, 300)]
 
 
-@pytest.mark.parametrize("writer", WRITERS)
-async def test_it_is_noticed_inside_a_transaction_that_began_before(scene: Scene, writer: Writer) -> None:
+@pytest.mark.parametrize("writer", ROW_WRITERS)
+async def test_it_is_noticed_inside_a_transaction_that_began_before(scene: Scene, writer: str) -> None:
     """The transaction has not touched the table yet, so it may be altered; the batch sees it as it is now."""
     await scene.owner.execute("CREATE TABLE t (id int PRIMARY KEY, must int NOT NULL, v bigint)")
     write = make_batch(writer, "t", ("id", "must", "v"))
@@ -211,9 +211,9 @@ async def test_a_statement_whose_columns_are_gone_stops_the_batch_with_the_serve
     assert await scene.owner.fetchval("SELECT count(*) FROM t") == 60
 
 
-@pytest.mark.parametrize("writer", ["copy_into", "copy_text"])
+@pytest.mark.parametrize("writer", COPY_WRITERS)
 async def test_a_copy_whose_columns_are_gone_stops_the_batch_with_the_servers_error(
-    scene: Scene, writer: Writer
+    scene: Scene, writer: str
 ) -> None:
     await scene.owner.execute("CREATE TABLE t (id int PRIMARY KEY, must int NOT NULL, v bigint)")
     write = make_batch(writer, "t", ("id", "must", "v"))
@@ -225,7 +225,7 @@ async def test_a_copy_whose_columns_are_gone_stops_the_batch_with_the_servers_er
 
 
 async def test_an_operation_of_each_that_is_retried_sees_the_table_as_it_is(scene: Scene) -> None:
-    """RETURNING gives the new type: the statement that the driver kept is made anew, and no item is blamed."""
+    """RETURNING gives the new type: the statement that was kept is made anew, and no item is blamed."""
 
     @operation
     async def add(conn: Any, n: int) -> Any:

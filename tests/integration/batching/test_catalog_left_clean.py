@@ -10,13 +10,12 @@ from typing import Any
 import asyncpg
 import pytest
 
-from dbop_raw import Engine, batch, copy_into, copy_text, execute_many
+from dbop_raw import Engine, batch
 from dbop_raw.testing import Server
-from tests.integration.batching.ways import told
+from tests.support.batching import ROW_WRITERS, as_items, make_writer, told
 
 pytestmark = pytest.mark.anyio
 
-WRITERS = ("copy_into", "copy_text", "execute_many")
 COLUMNS = ("id", "must", "mood", "small", "tag")
 SCHEMA = (
     "DROP EXTENSION IF EXISTS ltree CASCADE",
@@ -101,43 +100,39 @@ async def scene_on(dsn: str) -> AsyncIterator[Scene]:
         await migration.close()
 
 
-def make_batch(writer: str) -> Any:
-    places = ", ".join(f"${n}" for n in range(1, len(COLUMNS) + 1))
-    makers: dict[str, Any] = {
-        "copy_into": lambda: copy_into("t", columns=COLUMNS[:4], schema="app"),
-        "copy_text": lambda: copy_text("t", columns=COLUMNS, schema="app"),
-        "execute_many": lambda: execute_many(f"INSERT INTO app.t ({', '.join(COLUMNS)}) VALUES ({places})"),
-    }
-    return batch(makers[writer]())
+def app_batch(writer: str) -> Any:
+    # There is no binary form of an ltree in the driver.
+    columns = COLUMNS[:4] if writer == "copy_into" else COLUMNS
+    return batch(make_writer(writer, "t", columns, schema="app"))
 
 
 def rows_of(writer: str, bad_one_in: int) -> list[Any]:
     rows: list[tuple[Any, ...]] = [
         (n, None if n % bad_one_in == 1 else n, "ok", n % 100, "a.b") for n in range(200)
     ]
-    if writer == "copy_text":
-        return [tuple(None if value is None else str(value) for value in row) for row in rows]
-    # There is no binary form of an ltree in the driver.
-    return [row[:4] for row in rows] if writer == "copy_into" else rows
+    return [row[:4] for row in rows] if writer == "copy_into" else as_items(writer, rows)
 
 
 async def write_all(scene: Scene, writer: str) -> None:
     """Batches of each kind: clean, with few bad rows, with many, and one whose transaction is rolled back."""
-    write = make_batch(writer)
+    write = app_batch(writer)
     for bad_one_in in (1000, 100, 3, 2, 2):
         await scene.migration.execute("TRUNCATE app.t")
         result = await scene.engine.run(write(rows_of(writer, bad_one_in)))
         assert told(result) == [(n, "23502") for n in range(200) if n % bad_one_in == 1]
     await scene.migration.execute("TRUNCATE app.t")
+
+    async def fails(conn: Any) -> None:
+        await write(rows_of(writer, 2))(conn)
+        raise LookupError
+
     with pytest.raises(LookupError):
-        async with scene.engine.transaction() as conn:
-            await write(rows_of(writer, 2))(conn)
-            raise LookupError
+        await scene.engine.run(fails)
     await scene.engine.run(write(rows_of(writer, 2)))
 
 
 @pytest.mark.parametrize("name", MIGRATIONS)
-@pytest.mark.parametrize("writer", WRITERS)
+@pytest.mark.parametrize("writer", ROW_WRITERS)
 async def test_a_migration_goes_through_while_the_pool_is_open(database: str, writer: str, name: str) -> None:
     async with scene_on(database) as scene:
         await write_all(scene, writer)
@@ -146,7 +141,7 @@ async def test_a_migration_goes_through_while_the_pool_is_open(database: str, wr
         assert scene.engine.stats().size > 0
 
 
-@pytest.mark.parametrize("writer", WRITERS)
+@pytest.mark.parametrize("writer", ROW_WRITERS)
 async def test_between_batches_nothing_of_a_session_depends_on_what_is_the_users(
     database: str, writer: str
 ) -> None:
@@ -155,14 +150,17 @@ async def test_between_batches_nothing_of_a_session_depends_on_what_is_the_users
         assert await scene.migration.fetch(DEPENDENTS) == []
 
 
-@pytest.mark.parametrize("writer", WRITERS)
+@pytest.mark.parametrize("writer", ROW_WRITERS)
 async def test_batches_do_not_fill_the_catalogs(database: str, writer: str) -> None:
-    """What one batch leaves is used by the next: making it anew each time would fill the catalogs with dead rows.
+    """What one batch leaves is used by the next.
 
-    Whatever is made in a catalog takes a number, and so does a large object: the numbers between two were taken.
+    Making it anew each time would fill the catalogs with dead rows.
+
+    Whatever is made in a catalog takes a number, and so does a large object: the numbers between two were
+    taken.
     """
     async with scene_on(database) as scene:
-        write = make_batch(writer)
+        write = app_batch(writer)
 
         async def run(times: int) -> int:
             first: int = await scene.migration.fetchval("SELECT lo_create(0)")
@@ -177,7 +175,7 @@ async def test_batches_do_not_fill_the_catalogs(database: str, writer: str) -> N
         assert await run(40) < 20
 
 
-@pytest.mark.parametrize("writer", WRITERS)
+@pytest.mark.parametrize("writer", ROW_WRITERS)
 async def test_a_batch_goes_on_after_a_migration(database: str, writer: str) -> None:
     """The same batch object and the same connections, with an enum that is another one now."""
     async with scene_on(database) as scene:
@@ -185,7 +183,7 @@ async def test_a_batch_goes_on_after_a_migration(database: str, writer: str) -> 
         await scene.migration.execute("TRUNCATE app.t")
         for statement in MIGRATIONS["replace an enum"]:
             await scene.migration.execute(statement)
-        write = make_batch(writer)
+        write = app_batch(writer)
         for bad_one_in in (1000, 3):
             await scene.migration.execute("TRUNCATE app.t")
             rows = [(*row[:2], "glad", *row[3:]) for row in rows_of(writer, bad_one_in)]

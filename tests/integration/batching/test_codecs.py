@@ -1,6 +1,7 @@
 """A user's codecs: what a batch sends goes through them, always; what is our own never does.
 
-Every kind of value, with and without codecs, is in `test_same_whatever_the_way.py`; here is what that can't say.
+Every kind of value, with and without codecs, is in `test_same_whatever_the_way.py`; here is what that can't
+say.
 """
 
 from __future__ import annotations
@@ -12,9 +13,9 @@ from typing import Any
 import asyncpg
 import pytest
 
-from dbop_raw import Engine, Ledger, RetryPolicy, batch, copy_into, copy_text, execute_many, ingest
+from dbop_raw import Engine, Ledger, RetryPolicy, batch, copy_into, execute_many, ingest
 from dbop_raw.events import Event, Retried
-from tests.integration.batching.ways import told
+from tests.support.batching import ROW_WRITERS, as_items, make_writer, told
 
 pytestmark = pytest.mark.anyio
 
@@ -76,7 +77,10 @@ def half_bad(values: Sequence[Any]) -> list[tuple[int, int | None, Any]]:
 async def test_a_list_under_a_jsonb_codec_is_stored_as_that_list(
     postgres_dsn: str, writer: str, values: list[Any]
 ) -> None:
-    """The codec of asyncpg's documentation; for COPY, the same in binary. Never taken for an array's dimensions."""
+    """The codec of asyncpg's documentation; for COPY, the same in binary.
+
+    Never taken for an array's dimensions.
+    """
     copies = writer == "copy_into"
     async with Engine.open(
         postgres_dsn, min_size=0, max_size=1, init=binary_jsonb if copies else documented_jsonb
@@ -146,27 +150,21 @@ class TestWhatIsOurOwnGoesThroughNoCodec:
 
     TABLE = (
         "CREATE FUNCTION judge() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN IF NEW.id % 2 = 1 THEN "
-        "RAISE EXCEPTION 'As Asked' USING ERRCODE = 'UE001', CONSTRAINT = 'My_Rule'; END IF; RETURN NEW; END $$; "
+        "RAISE EXCEPTION 'As Asked' USING ERRCODE = 'UE001', CONSTRAINT = 'My_Rule'; END IF; "
+        "RETURN NEW; END $$; "
         "CREATE TABLE t (id numeric PRIMARY KEY, v uuid); "
         "CREATE TRIGGER judge BEFORE INSERT ON t FOR EACH ROW EXECUTE FUNCTION judge()"
     )
 
     @pytest.mark.parametrize("init", [case_of_text, strange_numbers], ids=["text", "numbers"])
-    @pytest.mark.parametrize("writer", ["execute_many", "copy_into", "copy_text"])
+    @pytest.mark.parametrize("writer", ROW_WRITERS)
     async def test_codes_names_and_places_of_failed_rows_are_the_servers(
         self, postgres_dsn: str, writer: str, init: Any
     ) -> None:
         async with Engine.open(postgres_dsn, min_size=0, max_size=1, init=init) as engine:
             await engine.execute(self.TABLE)
-            writers: dict[str, Any] = {
-                "execute_many": execute_many("INSERT INTO t (id, v) VALUES ($1, $2)"),
-                "copy_into": copy_into("t", columns=("id", "v")),
-                "copy_text": copy_text("t", columns=("id", "v")),
-            }
-            rows: list[Any] = [(n, None) for n in range(100)]
-            if writer == "copy_text":
-                rows = [(str(n), None) for n in range(100)]
-            write = batch(writers[writer])
+            rows = as_items(writer, [(n, None) for n in range(100)])
+            write = batch(make_writer(writer, "t", ("id", "v")))
             for _ in range(2):
                 await engine.execute("TRUNCATE t")
                 result = await engine.run(write(rows))

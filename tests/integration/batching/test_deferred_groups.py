@@ -1,7 +1,10 @@
-"""Items that stand or fall together: deferred constraints over several rows, and `batch(writer, together=key)`.
+"""Items that stand or fall together.
 
-A constraint that looks at several rows at once (two rows that swap a unique value, a journal that must balance) can't be
-checked row by row. With `together=` the group is the failure boundary; without it, what must fall does, and few others.
+Deferred constraints over several rows, and `batch(writer, together=key)`.
+
+A constraint that looks at several rows at once (two rows that swap a unique value, a journal that must
+balance) can't be checked row by row. With `together=` the group is the failure boundary; without it, what
+must fall does, and few others.
 """
 
 from __future__ import annotations
@@ -21,38 +24,34 @@ from dbop_raw import (
     DbopError,
     Engine,
     PolicyError,
-    RetryPolicy,
     SkipLimitExceeded,
     batch,
-    copy_into,
-    copy_text,
     each,
     execute_many,
     operation,
 )
 from dbop_raw.testing import Server
 from dbop_raw.testing.server import run_sql
-from tests.integration.batching.ways import told
+from tests.support.batching import QUICK, WRITERS, as_items, make_writer, told
 
 pytestmark = pytest.mark.anyio
 
-WRITERS = ("each", "execute_many", "copy_into", "copy_text")
-P = RetryPolicy(attempts=3, first_delay=0.001, max_delay=0.001)
 COLUMNS = ("id", "journal", "amount")
-INSERT = "INSERT INTO line (id, journal, amount) VALUES ($1, $2, $3)"
 SCHEMA = (
     "CREATE TABLE line (id int PRIMARY KEY, journal int NOT NULL, amount int NOT NULL CHECK (amount <> 13))",
     """
     CREATE FUNCTION balances() RETURNS trigger LANGUAGE plpgsql AS $$
     BEGIN
         IF (SELECT sum(amount) FROM line WHERE journal = NEW.journal) <> 0 THEN
-            RAISE EXCEPTION 'journal % does not balance', NEW.journal USING ERRCODE = '23514', CONSTRAINT = 'balances';
+            RAISE EXCEPTION 'journal % does not balance', NEW.journal USING ERRCODE = '23514';
         END IF;
         RETURN NULL;
     END $$
     """,
-    "CREATE CONSTRAINT TRIGGER balances AFTER INSERT ON line DEFERRABLE INITIALLY DEFERRED "
-    "FOR EACH ROW EXECUTE FUNCTION balances()",
+    (
+        "CREATE CONSTRAINT TRIGGER balances AFTER INSERT ON line DEFERRABLE INITIALLY DEFERRED "
+        "FOR EACH ROW EXECUTE FUNCTION balances()"
+    ),
     "CREATE TABLE seat (id int PRIMARY KEY, place int UNIQUE DEFERRABLE INITIALLY DEFERRED)",
     "CREATE TABLE part (id int PRIMARY KEY, of int NOT NULL, size int NOT NULL CHECK (size > 0))",
     "CREATE SEQUENCE met",
@@ -73,20 +72,7 @@ def group_failed() -> type[Exception]:
 
 
 def line_writer(kind: str) -> Any:
-    @operation
-    async def add(conn: Any, row: Row) -> int:
-        return int(await conn.fetchval(INSERT + " RETURNING id", *row))
-
-    return {
-        "each": each(add),
-        "execute_many": execute_many(INSERT),
-        "copy_into": copy_into("line", columns=COLUMNS),
-        "copy_text": copy_text("line", columns=COLUMNS),
-    }[kind]
-
-
-def items_of(writer: str, rows: Sequence[Row]) -> list[Any]:
-    return [tuple(map(str, row)) for row in rows] if writer == "copy_text" else list(rows)
+    return make_writer(kind, "line", COLUMNS)
 
 
 def journal_of(item: Any) -> int:
@@ -144,14 +130,14 @@ async def end(engine: Engine, op: Any, *, inside: bool) -> BatchResult[Any, Any]
 INSIDE = pytest.mark.parametrize("inside", [False, True], ids=["checked at COMMIT", "inside a transaction"])
 
 
-# ------------------------------------------------------------------------------- without `together`: few others fall
+# ------------------------------------------------------------------------ without `together`: few others fall
 
 
 @INSIDE
 @pytest.mark.parametrize("writer", WRITERS)
 async def test_journals_that_balance_are_written(engine: Engine, writer: str, inside: bool) -> None:
     rows = journals(20, mixed=True)
-    result = await end(engine, batch(line_writer(writer))(items_of(writer, rows)), inside=inside)
+    result = await end(engine, batch(line_writer(writer))(as_items(writer, rows)), inside=inside)
     assert told(result) == []
     assert await stored_journals(engine) == dict.fromkeys(range(20), 3)
 
@@ -162,10 +148,12 @@ async def test_journals_that_balance_are_written(engine: Engine, writer: str, in
 async def test_a_journal_that_does_not_balance_takes_few_others_with_it(
     engine: Engine, writer: str, count: int, inside: bool
 ) -> None:
-    """Nobody said what belongs together, so what lies around it may fall too; but not each line of all journals."""
+    """Nobody said what belongs together, so what lies around it may fall too; but not each line of all
+    journals.
+    """
     bad = count // 2
     rows = journals(count, [bad])
-    result = await end(engine, batch(line_writer(writer))(items_of(writer, rows)), inside=inside)
+    result = await end(engine, batch(line_writer(writer))(as_items(writer, rows)), inside=inside)
     fallen = {failed.index for failed in result.failed}
     assert fallen >= {3 * bad, 3 * bad + 1, 3 * bad + 2}
     assert {failed.verdict.sqlstate for failed in result.failed} == {"23514"}
@@ -200,7 +188,7 @@ async def test_swaps_beside_a_seat_that_is_taken_are_done(engine: Engine, writer
     assert found == {n: n for n in range(40)} | dict(swaps(5)) | {12: 13, 13: 12}
 
 
-# -------------------------------------------------------------------------------------- with `together`: the group
+# --------------------------------------------------------------------------------- with `together`: the group
 
 
 @INSIDE
@@ -213,7 +201,7 @@ async def test_a_journal_that_does_not_balance_falls_alone(
     write = together(line_writer(writer), journal_of)
     for _ in range(2):
         await engine.execute("TRUNCATE line, part")
-        result = await end(engine, write(items_of(writer, rows)), inside=inside)
+        result = await end(engine, write(as_items(writer, rows)), inside=inside)
         lost = [index for index, row in enumerate(rows) if row[1] in {3, 21, 22}]
         assert [failed.index for failed in result.failed] == lost
         assert await stored_journals(engine) == dict.fromkeys(set(range(40)) - {3, 21, 22}, 3)
@@ -229,18 +217,7 @@ async def test_a_journal_that_does_not_balance_falls_alone(
 
 
 def part_writer(kind: str) -> Any:
-    insert = "INSERT INTO part (id, of, size) VALUES ($1, $2, $3)"
-
-    @operation
-    async def add(conn: Any, row: Row) -> int:
-        return int(await conn.fetchval(insert + " RETURNING id", *row))
-
-    return {
-        "each": each(add),
-        "execute_many": execute_many(insert),
-        "copy_into": copy_into("part", columns=("id", "of", "size")),
-        "copy_text": copy_text("part", columns=("id", "of", "size")),
-    }[kind]
+    return make_writer(kind, "part", ("id", "of", "size"))
 
 
 @pytest.mark.parametrize("mixed", [False, True], ids=["in a row", "mixed"])
@@ -249,7 +226,9 @@ def part_writer(kind: str) -> Any:
 async def test_an_item_that_is_refused_takes_its_group_and_nobody_else(
     engine: Engine, writer: str, share: int, mixed: bool
 ) -> None:
-    """Groups of one to five; the refused item has the server's error, its companions one that names it as cause."""
+    """Groups of one to five; the refused item has the server's error, its companions one that names it as
+    cause.
+    """
     chance = random.Random(share)
     groups = [(of, chance.randint(1, 5)) for of in range(100)]
     bad = set(chance.sample(range(100), share))
@@ -259,7 +238,7 @@ async def test_an_item_that_is_refused_takes_its_group_and_nobody_else(
         rows += [(10 * of + n, of, 0 if n == worst else 1) for n in range(size)]
     if mixed:
         chance.shuffle(rows)
-    items = items_of(writer, rows)
+    items = as_items(writer, rows)
     write = together(part_writer(writer), journal_of)
     for _ in range(3):
         await engine.execute("TRUNCATE part")
@@ -285,7 +264,7 @@ async def test_an_item_that_is_refused_takes_its_group_and_nobody_else(
 async def test_a_misfit_takes_its_group_too(engine: Engine, writer: str) -> None:
     """What the client can't send."""
     rows: list[Any] = [(n, n // 3, 1) for n in range(30)]
-    items = items_of(writer, rows)
+    items = as_items(writer, rows)
     items[10] = (items[10][0], items[10][1], object())
     result = await engine.run(together(part_writer(writer), journal_of)(items))
     assert [failed.index for failed in result.failed] == [9, 10, 11]
@@ -314,7 +293,7 @@ async def test_an_item_that_only_collides_with_a_group_that_falls_is_written(
     engine: Engine, writer: str
 ) -> None:
     rows: list[Row] = [(5, 1, 1), (5, 2, 1), (6, 2, 1), (7, 1, 0)]
-    result = await engine.run(together(part_writer(writer), journal_of)(items_of(writer, rows)))
+    result = await engine.run(together(part_writer(writer), journal_of)(as_items(writer, rows)))
     assert [failed.index for failed in result.failed] == [0, 3]
     assert [row["of"] for row in await engine.fetch("SELECT of FROM part")] == [2, 2]
 
@@ -322,7 +301,7 @@ async def test_an_item_that_only_collides_with_a_group_that_falls_is_written(
 @pytest.mark.parametrize("writer", WRITERS)
 async def test_companions_count_for_the_skip_limit(engine: Engine, writer: str) -> None:
     rows = [(n, n // 3, 0 if n == 10 else 1) for n in range(30)]
-    items = items_of(writer, rows)
+    items = as_items(writer, rows)
     with pytest.raises(SkipLimitExceeded) as raised:
         await engine.run(together(part_writer(writer), journal_of, skip_limit=2)(items))
     assert [failed.index for failed in raised.value.failed] == [9, 10, 11]
@@ -339,7 +318,7 @@ async def test_a_group_that_waits_for_a_lock_is_tried_again_as_one(engine: Engin
             await conn.execute("DO $$ BEGIN RAISE EXCEPTION 'busy' USING ERRCODE = '55P03'; END $$")
 
     rows = [(n, n // 3, 1) for n in range(30)]
-    result = await engine.run(together(each(add), journal_of, retry=P)(rows))
+    result = await engine.run(together(each(add), journal_of, retry=QUICK)(rows))
     assert told(result) == []
     assert result.retries == 1
     assert await engine.fetchval("SELECT count(*) FROM part") == 30
@@ -353,7 +332,7 @@ async def test_a_key_that_can_not_be_told_costs_its_item_only(engine: Engine, wr
         return [] if int(item[0]) == 7 else item[1]
 
     rows = [(n, n // 3, 1) for n in range(30)]
-    result = await engine.run(together(part_writer(writer), key)(items_of(writer, rows)))
+    result = await engine.run(together(part_writer(writer), key)(as_items(writer, rows)))
     assert [(f.index, type(f.error)) for f in result.failed] == [(4, LookupError), (7, TypeError)]
     assert await engine.fetchval("SELECT count(*) FROM part") == 28
 

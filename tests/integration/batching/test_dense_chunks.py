@@ -1,7 +1,9 @@
-"""A chunk with many bad rows stays cheap: after any other chunk, for wide tables, for large rows. Counted, not timed.
+"""A chunk with many bad rows stays cheap.
 
-A batch that tries rows in the server takes a handful of round trips whatever the number of rows, however many are bad;
-one that looks for bad rows by halving takes several for each.
+After any other chunk, for wide tables, for large rows. Counted, not timed.
+
+A batch that tries rows in the server takes a handful of round trips whatever the number of rows, however many
+are bad; one that looks for bad rows by halving takes several for each.
 """
 
 from __future__ import annotations
@@ -9,35 +11,25 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import Counter
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
 
-from dbop_raw import Batch, Engine, batch, copy_into, copy_text, execute_many
+from dbop_raw import Batch, Engine
 from dbop_raw.testing import FaultProxy, Server
 from dbop_raw.testing.server import run_sql
 from dbop_raw.testing.wire import ClientFramer
-from tests.integration.batching.ways import insert_of, told
+from tests.support.batching import ROW_WRITERS, as_items, make_batch, told
+from tests.support.dsn import without_tls
 
 pytestmark = pytest.mark.anyio
 
-WRITERS = ("copy_into", "copy_text", "execute_many")
 SIZE = 300
 FEW_ROUND_TRIPS = 30
 MIB = 1024 * 1024
 # A function takes 100 arguments at most (FUNC_MAX_ARGS), and three of ours may be among them.
 WIDTHS = (97, 98, 101, 300)
-
-
-def make_batch(writer: str, table: str, columns: Sequence[str]) -> Batch[Any, Any]:
-    if writer == "execute_many":
-        return batch(execute_many(insert_of(table, columns)))
-    return batch((copy_into if writer == "copy_into" else copy_text)(table, columns=columns))
-
-
-def as_text(rows: Sequence[Sequence[Any]]) -> list[Any]:
-    return [tuple(None if value is None else str(value) for value in row) for row in rows]
 
 
 @pytest.fixture(scope="module")
@@ -60,15 +52,14 @@ async def proxy(postgres_server: Server) -> AsyncIterator[FaultProxy]:
 
 @pytest.fixture
 async def engine(proxy: FaultProxy, database: str) -> AsyncIterator[Engine]:
-    dsn = proxy.dsn(database) + ("&" if "?" in database else "?") + "sslmode=disable"
-    async with Engine.open(dsn, min_size=1, max_size=1) as engine:
+    async with Engine.open(without_tls(proxy.dsn(database)), min_size=1, max_size=1) as engine:
         await engine.execute("TRUNCATE item, big")
         yield engine
 
 
 def items(writer: str, start: int = 0, count: int = SIZE, bad_one_in: int = 3) -> list[Any]:
     rows = [(start + n, None if n % bad_one_in == 1 else n) for n in range(count)]
-    return as_text(rows) if writer == "copy_text" else rows
+    return as_items(writer, rows)
 
 
 BAD = [(n, "23502") for n in range(SIZE) if n % 3 == 1]
@@ -82,7 +73,7 @@ async def warmed(engine: Engine, writer: str) -> Batch[Any, Any]:
     return write
 
 
-@pytest.mark.parametrize("writer", WRITERS)
+@pytest.mark.parametrize("writer", ROW_WRITERS)
 async def test_a_dense_chunk_takes_few_round_trips(engine: Engine, proxy: FaultProxy, writer: str) -> None:
     write = await warmed(engine, writer)
     proxy.reset_counts()
@@ -96,20 +87,20 @@ ODD_CHUNKS: dict[str, Any] = {
     "rows too short": lambda row: row[:1],
     "empty rows": lambda _: (),
     "rows of all widths": lambda row: row * (0, 2, 3)[int(row[0]) % 3],
-    "values of another type": lambda row: (object(), object()),
-    "numbers": lambda row: 7,
-    "texts": lambda row: "ab",
-    "mappings": lambda row: {"some": 1, "thing": 2},
-    "values too large": lambda row: (2**70, 2**70),
-    "unhashable values": lambda row: ([1], [2]),
-    "text that is none": lambda row: ("\ud800", "\ud800"),
-    "null bytes": lambda row: ("a\0", "b\0"),
+    "values of another type": lambda _: (object(), object()),
+    "numbers": lambda _: 7,
+    "texts": lambda _: "ab",
+    "mappings": lambda _: {"some": 1, "thing": 2},
+    "values too large": lambda _: (2**70, 2**70),
+    "unhashable values": lambda _: ([1], [2]),
+    "text that is none": lambda _: ("\ud800", "\ud800"),
+    "null bytes": lambda _: ("a\0", "b\0"),
 }
 
 
 @pytest.mark.parametrize("size", [2, 60])
 @pytest.mark.parametrize("kind", ODD_CHUNKS)
-@pytest.mark.parametrize("writer", WRITERS)
+@pytest.mark.parametrize("writer", ROW_WRITERS)
 async def test_a_chunk_of_misfits_does_not_make_later_ones_dear(
     engine: Engine, proxy: FaultProxy, writer: str, kind: str, size: int
 ) -> None:
@@ -125,7 +116,7 @@ async def test_a_chunk_of_misfits_does_not_make_later_ones_dear(
     assert proxy.round_trips <= FEW_ROUND_TRIPS
 
 
-@pytest.mark.parametrize("writer", WRITERS)
+@pytest.mark.parametrize("writer", ROW_WRITERS)
 async def test_a_database_where_it_can_not_be_done_does_not_make_another_one_dear(
     engine: Engine, proxy: FaultProxy, database: str, writer: str
 ) -> None:
@@ -148,7 +139,7 @@ async def test_a_database_where_it_can_not_be_done_does_not_make_another_one_dea
 
 
 @pytest.mark.parametrize("width", WIDTHS)
-@pytest.mark.parametrize("writer", WRITERS)
+@pytest.mark.parametrize("writer", ROW_WRITERS)
 async def test_a_dense_chunk_of_a_wide_table_takes_few_round_trips(
     engine: Engine, proxy: FaultProxy, writer: str, width: int
 ) -> None:
@@ -162,7 +153,7 @@ async def test_a_dense_chunk_of_a_wide_table_takes_few_round_trips(
             (start + n, None if n % 3 == 1 else n, *range(n, n + width - 2)) for n in range(SIZE)
         ]
         proxy.reset_counts()
-        assert told(await engine.run(write(as_text(rows) if writer == "copy_text" else rows))) == BAD
+        assert told(await engine.run(write(as_items(writer, rows)))) == BAD
     assert proxy.round_trips <= FEW_ROUND_TRIPS
     # Each value is in its own column.
     last = f"c{width - 3}"
@@ -170,7 +161,7 @@ async def test_a_dense_chunk_of_a_wide_table_takes_few_round_trips(
     assert await engine.fetchval(f"SELECT count(*) FROM {table}") == 3 * SIZE * 2 // 3
 
 
-# ------------------------------------------------------------------------------------------ bounded in bytes, too
+# -------------------------------------------------------------------------------------- bounded in bytes, too
 
 
 class Scales:
@@ -213,7 +204,7 @@ async def scales(postgres_server: Server) -> AsyncIterator[tuple[Scales, int]]:
 
 
 @pytest.mark.parametrize("known", [False, True], ids=["nothing known", "many were bad"])
-@pytest.mark.parametrize("writer", WRITERS)
+@pytest.mark.parametrize("writer", ROW_WRITERS)
 async def test_no_message_grows_with_the_number_of_large_rows(
     engine: Engine, scales: tuple[Scales, int], database: str, writer: str, known: bool
 ) -> None:
@@ -225,7 +216,7 @@ async def test_no_message_grows_with_the_number_of_large_rows(
 
     def rows(count: int, body: str) -> list[Any]:
         made = [(n, None if n % 3 == 1 else n, body) for n in range(count)]
-        return as_text(made) if writer == "copy_text" else made
+        return as_items(writer, made)
 
     if known:
         for _ in range(2):
@@ -243,11 +234,11 @@ async def test_no_message_grows_with_the_number_of_large_rows(
     assert sum(measured.largest.values()) > 0
 
 
-# ------------------------------------------------------------------------------------------------- prepared once
+# ---------------------------------------------------------------------------------------------- prepared once
 
 
 @pytest.mark.parametrize("bad_one_in", [3, 100])
-@pytest.mark.parametrize("writer", WRITERS)
+@pytest.mark.parametrize("writer", ROW_WRITERS)
 async def test_statements_are_prepared_once_a_connection_and_not_at_each_step(
     engine: Engine, proxy: FaultProxy, writer: str, bad_one_in: int
 ) -> None:

@@ -13,26 +13,14 @@ from typing import Any
 import asyncpg
 import pytest
 
-from dbop_raw import Batch, Engine, batch, copy_into, copy_text, execute_many
+from dbop_raw import Batch, Engine
 from dbop_raw.testing import Server
 from dbop_raw.testing.server import run_sql
-from tests.integration.batching.ways import told
+from tests.support.batching import COPY_WRITERS, ROW_WRITERS, make_batch, told
 
 pytestmark = pytest.mark.anyio
 
-COPIES = ("copy_into", "copy_text")
-WRITERS = ("copy_into", "copy_text", "execute_many")
-INSERT = "INSERT INTO item (id, body) VALUES ($1, $2)"
 COLUMNS = ("id", "body")
-
-
-def make_batch(writer: str) -> Batch[Any, Any]:
-    makers: dict[str, Callable[[], Any]] = {
-        "execute_many": lambda: execute_many(INSERT),
-        "copy_into": lambda: copy_into("item", columns=COLUMNS),
-        "copy_text": lambda: copy_text("item", columns=COLUMNS),
-    }
-    return batch(makers[writer]())
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +44,7 @@ async def stored(engine: Engine) -> list[tuple[str, str | None]]:
 
 async def taught(engine: Engine, writer: str) -> Batch[Any, Any]:
     """A batch to which many rows were bad: it tries them in the server."""
-    write = make_batch(writer)
+    write = make_batch(writer, "item", COLUMNS)
     await engine.run(write([(f"{n:03}", "no" if n % 2 else "x") for n in range(100)]))
     await engine.execute("TRUNCATE item")
     return write
@@ -75,11 +63,11 @@ MAPPINGS: dict[str, Callable[[str, str | None], Any]] = {
 
 @pytest.mark.parametrize("known", ANEW)
 @pytest.mark.parametrize("kind", MAPPINGS)
-@pytest.mark.parametrize("writer", COPIES)
+@pytest.mark.parametrize("writer", COPY_WRITERS)
 async def test_a_mapping_is_written_by_column_name(
     engine: Engine, writer: str, kind: str, known: bool
 ) -> None:
-    write = await taught(engine, writer) if known else make_batch(writer)
+    write = await taught(engine, writer) if known else make_batch(writer, "item", COLUMNS)
     rows = [MAPPINGS[kind](f"{n:03}", None if n % 5 == 1 else f"body {n}") for n in range(20)]
     rows[3] = MAPPINGS[kind]("003", "no")
     result = await engine.run(write(rows))
@@ -91,9 +79,9 @@ async def test_a_mapping_is_written_by_column_name(
 
 
 @pytest.mark.parametrize("known", ANEW)
-@pytest.mark.parametrize("writer", COPIES)
+@pytest.mark.parametrize("writer", COPY_WRITERS)
 async def test_mappings_sequences_and_records_may_be_mixed(engine: Engine, writer: str, known: bool) -> None:
-    write = await taught(engine, writer) if known else make_batch(writer)
+    write = await taught(engine, writer) if known else make_batch(writer, "item", COLUMNS)
     record = await engine.fetchrow("SELECT '2' AS id, NULL::text AS body")
     rows = [{"body": "x", "id": "0"}, ("1", "y"), record, ["3", "z"], {"id": "4", "body": "no"}]
     result = await engine.run(write(rows))
@@ -102,11 +90,11 @@ async def test_mappings_sequences_and_records_may_be_mixed(engine: Engine, write
 
 
 @pytest.mark.parametrize("known", ANEW)
-@pytest.mark.parametrize("writer", COPIES)
+@pytest.mark.parametrize("writer", COPY_WRITERS)
 async def test_a_mapping_without_a_column_costs_its_item_and_names_the_column(
     engine: Engine, writer: str, known: bool
 ) -> None:
-    write = await taught(engine, writer) if known else make_batch(writer)
+    write = await taught(engine, writer) if known else make_batch(writer, "item", COLUMNS)
     rows: list[Any] = [{"id": str(n), "body": "x"} for n in range(10)]
     rows[4] = {"id": "4", "text": "x"}
     result = await engine.run(write(rows))
@@ -136,13 +124,13 @@ NO_ROWS: dict[str, Any] = {
 @pytest.mark.parametrize(
     ("writer", "kind"),
     # The others have names for a dict's values.
-    [*((writer, kind) for writer in WRITERS for kind in NO_ROWS), ("execute_many", "a dict")],
+    [*((writer, kind) for writer in ROW_WRITERS for kind in NO_ROWS), ("execute_many", "a dict")],
 )
 async def test_what_is_no_row_costs_its_item_a_type_error(
     engine: Engine, writer: str, kind: str, known: bool
 ) -> None:
     """Whatever its length: two values, as many as there are columns."""
-    write = await taught(engine, writer) if known else make_batch(writer)
+    write = await taught(engine, writer) if known else make_batch(writer, "item", COLUMNS)
     rows: list[Any] = [(str(n), "x") for n in range(10)]
     rows[4] = {"8": 1, "9": 2} if kind == "a dict" else NO_ROWS[kind]
     result = await engine.run(write(rows))
@@ -155,11 +143,11 @@ async def test_what_is_no_row_costs_its_item_a_type_error(
 
 @pytest.mark.parametrize("known", ANEW)
 @pytest.mark.parametrize("kind", ["a str", "a set", "a dict"])
-@pytest.mark.parametrize("writer", WRITERS)
+@pytest.mark.parametrize("writer", ROW_WRITERS)
 async def test_a_batch_of_nothing_but_no_rows_writes_nothing(
     engine: Engine, writer: str, kind: str, known: bool
 ) -> None:
-    write = await taught(engine, writer) if known else make_batch(writer)
+    write = await taught(engine, writer) if known else make_batch(writer, "item", COLUMNS)
     one: Any = {"8": 1, "9": 2} if kind == "a dict" else NO_ROWS[kind]
     result = await engine.run(write([one] * 10))
     assert [failed.index for failed in result.failed] == list(range(10))
@@ -170,17 +158,18 @@ async def test_a_batch_of_nothing_but_no_rows_writes_nothing(
 
 async def records(engine: Engine, bodies: Sequence[str | None]) -> list[asyncpg.Record]:
     found: list[asyncpg.Record] = await engine.fetch(
-        "SELECT lpad((at - 1)::text, 3, '0') AS id, body FROM unnest($1::text[]) WITH ORDINALITY AS u(body, at)",
+        "SELECT lpad((at - 1)::text, 3, '0') AS id, body "
+        "FROM unnest($1::text[]) WITH ORDINALITY AS u(body, at)",
         list(bodies),
     )
     return found
 
 
 @pytest.mark.parametrize("known", ANEW)
-@pytest.mark.parametrize("writer", WRITERS)
+@pytest.mark.parametrize("writer", ROW_WRITERS)
 async def test_records_of_the_driver_are_rows(engine: Engine, writer: str, known: bool) -> None:
     """With a NULL, with what needs escaping, and beside a row of another width, which costs itself only."""
-    write = await taught(engine, writer) if known else make_batch(writer)
+    write = await taught(engine, writer) if known else make_batch(writer, "item", COLUMNS)
     bodies = ["x", None, "tab\tnew\nline \\ back", "no", "", None, "\\N"] * 20
     rows: list[Any] = await records(engine, bodies)
     result = await engine.run(write(rows))
@@ -210,10 +199,10 @@ class Lazy(Sequence[Any]):
 
 
 @pytest.mark.parametrize("known", ANEW)
-@pytest.mark.parametrize("writer", WRITERS)
+@pytest.mark.parametrize("writer", ROW_WRITERS)
 async def test_any_sequence_is_a_row(engine: Engine, writer: str, known: bool) -> None:
     pair = collections.namedtuple("pair", ["body", "id"])  # noqa: PYI024 - by place, whatever it is called
-    write = await taught(engine, writer) if known else make_batch(writer)
+    write = await taught(engine, writer) if known else make_batch(writer, "item", COLUMNS)
     rows: list[Any] = [
         Lazy("0", None),
         pair("1", "x"),

@@ -1,4 +1,7 @@
-"""Rules and triggers: COPY's meaning holds for the writers that copy, whatever way they take; and counts are true."""
+"""Rules and triggers.
+
+COPY's meaning holds for the writers that copy, whatever way they take; and counts are true.
+"""
 
 from __future__ import annotations
 
@@ -11,21 +14,12 @@ import pytest
 
 from dbop_raw import Engine
 from dbop_raw.testing import Server
-from tests.integration.batching.ways import (
-    WAYS,
-    Engines,
-    Way,
-    Writer,
-    engines_on,
-    make_batch,
-    teach,
-    told,
-)
+from tests.support.batching import COPY_WRITERS, ROW_WRITERS, as_items, make_batch, told
+from tests.support.one_by_one import HISTORIES, Engines, History, engines_on, teach
 
 pytestmark = pytest.mark.anyio
 
 COLUMNS = ("id", "must")
-COPIES: tuple[Writer, ...] = ("copy_into", "copy_text")
 
 
 @pytest.fixture(scope="module")
@@ -43,8 +37,8 @@ NUMBERS = itertools.count(1)
 class Scene:
     """A new table with its log, and a batch for it that has learned what decides its way.
 
-    A new name each time: a plan that a rule has emptied does not depend on its table any more, so PostgreSQL keeps it
-    when the table is dropped.
+    A new name each time: a plan that a rule has emptied does not depend on its table any more, so PostgreSQL
+    keeps it when the table is dropped.
     """
 
     engine: Engine
@@ -63,27 +57,27 @@ class Scene:
         return [row["id"] for row in await self.owner.fetch(query)]
 
 
-async def taught(engines: Engines, writer: Writer, way: Way, *setup: str) -> Scene:
+async def taught(engines: Engines, writer: str, history: History, *setup: str) -> Scene:
     table = f"t{next(NUMBERS)}"
-    engine = await engines.get(way)
+    engine = await engines.get(history)
     scene = Scene(engine, await engines.get("nothing known"), table, make_batch(writer, table, COLUMNS))
     await scene.do("CREATE TABLE {t} (id int PRIMARY KEY, must int NOT NULL); CREATE TABLE {t}_log (id int)")
     for statement in setup:
         await scene.do(statement)
-    await teach(engine, scene.write, way, lambda n, good: _row(writer, n, bad=not good))
+    await teach(engine, scene.write, history, lambda n, good: _row(writer, n, bad=not good))
     await scene.do("TRUNCATE {t}, {t}_log")
     return scene
 
 
-def _row(writer: Writer, n: int, *, bad: bool) -> Any:
-    row = (n, None if bad else n)
-    return tuple(None if value is None else str(value) for value in row) if writer == "copy_text" else row
+def _row(writer: str, n: int, *, bad: bool) -> Any:
+    (row,) = as_items(writer, [(n, None if bad else n)])
+    return row
 
 
 RULES = {
     "nothing instead": "CREATE RULE r AS ON INSERT TO {t} DO INSTEAD NOTHING",
     "nothing instead, for some": "CREATE RULE r AS ON INSERT TO {t} WHERE NEW.id > 10 DO INSTEAD NOTHING",
-    "something else instead": "CREATE RULE r AS ON INSERT TO {t} DO INSTEAD INSERT INTO {t}_log VALUES (NEW.id)",
+    "another instead": "CREATE RULE r AS ON INSERT TO {t} DO INSTEAD INSERT INTO {t}_log VALUES (NEW.id)",
     "something also": "CREATE RULE r AS ON INSERT TO {t} DO ALSO INSERT INTO {t}_log VALUES (NEW.id)",
 }
 
@@ -91,19 +85,22 @@ RULES = {
 RULES = {
     "nothing instead": "CREATE RULE r AS ON INSERT TO {t} DO INSTEAD NOTHING",
     "nothing instead, for some": "CREATE RULE r AS ON INSERT TO {t} WHERE NEW.id > 10 DO INSTEAD NOTHING",
-    "something else instead": "CREATE RULE r AS ON INSERT TO {t} DO INSTEAD INSERT INTO {t}_log VALUES (NEW.id)",
+    "another instead": "CREATE RULE r AS ON INSERT TO {t} DO INSTEAD INSERT INTO {t}_log VALUES (NEW.id)",
     "something also": "CREATE RULE r AS ON INSERT TO {t} DO ALSO INSERT INTO {t}_log VALUES (NEW.id)",
 }
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("history", HISTORIES)
 @pytest.mark.parametrize("rule", RULES)
-@pytest.mark.parametrize("writer", COPIES)
+@pytest.mark.parametrize("writer", COPY_WRITERS)
 async def test_a_copying_batch_fires_no_rule_however_many_rows_are_bad(
-    engines: Engines, writer: Writer, rule: str, way: Way
+    engines: Engines, writer: str, rule: str, history: History
 ) -> None:
-    """PostgreSQL, COPY: "COPY FROM will invoke any triggers and check constraints … it will not invoke rules"."""
-    scene = await taught(engines, writer, way, RULES[rule])
+    """PostgreSQL, COPY.
+
+    "COPY FROM will invoke any triggers and check constraints … it will not invoke rules".
+    """
+    scene = await taught(engines, writer, history, RULES[rule])
     for bad_one_in in (1000, 7, 2):
         await scene.do("TRUNCATE {t}, {t}_log")
         bad = [n for n in range(60) if n % bad_one_in == 1]
@@ -113,10 +110,8 @@ async def test_a_copying_batch_fires_no_rule_however_many_rows_are_bad(
         assert await scene.ids("{t}_log") == []
 
 
-@pytest.mark.parametrize("writer", COPIES)
-async def test_a_rule_that_comes_while_the_batch_is_in_use_is_noticed(
-    engines: Engines, writer: Writer
-) -> None:
+@pytest.mark.parametrize("writer", COPY_WRITERS)
+async def test_a_rule_that_comes_while_the_batch_is_in_use_is_noticed(engines: Engines, writer: str) -> None:
     """What was learned of the relation holds for as long as it is so."""
     scene = await taught(engines, writer, "many were bad")
     await scene.do(RULES["nothing instead"])
@@ -125,13 +120,13 @@ async def test_a_rule_that_comes_while_the_batch_is_in_use_is_noticed(
     assert await scene.ids() == [n for n in range(60) if n % 3 != 1]
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("history", HISTORIES)
 @pytest.mark.parametrize("rule", RULES)
 async def test_a_statements_rules_fire_however_many_rows_are_bad(
-    engines: Engines, rule: str, way: Way
+    engines: Engines, rule: str, history: History
 ) -> None:
     """An INSERT of the user's own does what it does by itself: rules are its meaning."""
-    scene = await taught(engines, "execute_many", way)
+    scene = await taught(engines, "execute_many", history)
     for statement in (
         "ALTER TABLE {t}_log ADD CHECK (id <> 13)",
         "ALTER TABLE {t} ADD CHECK (id <> 14)",
@@ -142,7 +137,7 @@ async def test_a_statements_rules_fire_however_many_rows_are_bad(
     alone: dict[str, tuple[list[int], list[int], list[tuple[int, str]]]] = {
         "nothing instead": ([], [], []),
         "nothing instead, for some": (list(range(11)), [], []),
-        "something else instead": ([], [n for n in range(60) if n != 13], [(13, "23514")]),
+        "another instead": ([], [n for n in range(60) if n != 13], [(13, "23514")]),
         "something also": (
             [n for n in range(60) if n not in {13, 14}],
             [n for n in range(60) if n not in {13, 14}],
@@ -155,20 +150,22 @@ async def test_a_statements_rules_fire_however_many_rows_are_bad(
 
 
 DROPS = (
-    "CREATE OR REPLACE FUNCTION drops() RETURNS trigger LANGUAGE plpgsql AS "
-    "$$ BEGIN IF NEW.id % 5 = 0 THEN RETURN NULL; END IF; RETURN NEW; END $$",
+    (
+        "CREATE OR REPLACE FUNCTION drops() RETURNS trigger LANGUAGE plpgsql AS "
+        "$$ BEGIN IF NEW.id % 5 = 0 THEN RETURN NULL; END IF; RETURN NEW; END $$"
+    ),
     "CREATE TRIGGER t BEFORE INSERT ON {t} FOR EACH ROW EXECUTE FUNCTION drops()",
 )
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("history", HISTORIES)
 @pytest.mark.parametrize("bad_one_in", [1000, 3], ids=["clean", "dense"])
-@pytest.mark.parametrize("writer", COPIES)
+@pytest.mark.parametrize("writer", COPY_WRITERS)
 async def test_a_row_that_a_trigger_drops_is_not_counted_as_written(
-    engines: Engines, writer: Writer, bad_one_in: int, way: Way
+    engines: Engines, writer: str, bad_one_in: int, history: History
 ) -> None:
     """It is no failure either. COPY's tag says how many rows there are."""
-    scene = await taught(engines, writer, way, *DROPS)
+    scene = await taught(engines, writer, history, *DROPS)
     bad = [n for n in range(60) if n % bad_one_in == 1 and n % 5 != 0]
     result = await scene.run([_row(writer, n, bad=n in bad) for n in range(60)])
     assert told(result) == [(n, "23502") for n in bad]
@@ -177,13 +174,13 @@ async def test_a_row_that_a_trigger_drops_is_not_counted_as_written(
     assert result.written == 48 - len(bad)
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("writer", COPIES)
+@pytest.mark.parametrize("history", HISTORIES)
+@pytest.mark.parametrize("writer", COPY_WRITERS)
 async def test_rows_that_fail_after_a_trigger_changed_them_are_blamed_in_their_place(
-    engines: Engines, writer: Writer, way: Way
+    engines: Engines, writer: str, history: History
 ) -> None:
     """Dropped rows before them don't move the index."""
-    scene = await taught(engines, writer, way, *DROPS, "ALTER TABLE {t} ADD CHECK (must <> 13)")
+    scene = await taught(engines, writer, history, *DROPS, "ALTER TABLE {t} ADD CHECK (must <> 13)")
     rows = [_row(writer, n, bad=False) for n in range(60)]
     for n in (21, 22, 23, 38):
         rows[n] = (rows[n][0], "13" if writer == "copy_text" else 13)
@@ -194,16 +191,16 @@ async def test_rows_that_fail_after_a_trigger_changed_them_are_blamed_in_their_p
     assert await scene.ids() == [n for n in range(60) if n % 5 != 0 and n not in {13, 21, 22, 23, 38}]
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("writer", ["copy_into", "copy_text", "execute_many"])
+@pytest.mark.parametrize("history", HISTORIES)
+@pytest.mark.parametrize("writer", ROW_WRITERS)
 async def test_a_trigger_sees_each_row_that_stays_once_and_in_order(
-    engines: Engines, writer: Writer, way: Way
+    engines: Engines, writer: str, history: History
 ) -> None:
     """What failed and was undone leaves nothing; what was written was not written twice."""
     scene = await taught(
         engines,
         writer,
-        way,
+        history,
         "CREATE OR REPLACE FUNCTION logs() RETURNS trigger LANGUAGE plpgsql AS "
         "$$ BEGIN EXECUTE format('INSERT INTO %I VALUES ($1)', TG_ARGV[0]) USING NEW.id; RETURN NEW; END $$",
         "CREATE TRIGGER t AFTER INSERT ON {t} FOR EACH ROW EXECUTE FUNCTION logs('{t}_log')",

@@ -1,8 +1,8 @@
 """Class 42 and 54 raised by a value: that item's, and not the end of the batch.
 
-A statement that is wrong, a privilege that is missing, a function that a trigger can't find: all items share these, and
-they stop the batch as before. A tsquery, a jsonpath, a regclass, a name that can't be read, or a row that is too big:
-these are about one value, whatever their SQLSTATE says.
+A statement that is wrong, a privilege that is missing, a function that a trigger can't find: all items share
+these, and they stop the batch as before. A tsquery, a jsonpath, a regclass, a name that can't be read, or a
+row that is too big: these are about one value, whatever their SQLSTATE says.
 """
 
 from __future__ import annotations
@@ -18,17 +18,8 @@ import pytest
 from dbop_raw import Engine, Repair, batch, copy_into, copy_text, each, execute_many, operation
 from dbop_raw.testing import Server
 from dbop_raw.testing.server import run_sql
-from tests.integration.batching.ways import (
-    WAYS,
-    Engines,
-    Way,
-    Writer,
-    engines_on,
-    insert_of,
-    make_batch,
-    teach,
-    told,
-)
+from tests.support.batching import COPY_WRITERS, ROW_WRITERS, insert_of, make_batch, told
+from tests.support.one_by_one import HISTORIES, Engines, History, engines_on, teach
 
 pytestmark = pytest.mark.anyio
 
@@ -44,7 +35,7 @@ class Case:
     good: Any
     bad: Any
     code: str
-    writers: Sequence[Writer]
+    writers: Sequence[str]
     insert: str | None = None
     """None: the plain INSERT."""
 
@@ -52,8 +43,8 @@ class Case:
         return f"<Case {self.name}>"
 
 
-TEXT: tuple[Writer, ...] = ("copy_text", "execute_many")
-ALL: tuple[Writer, ...] = ("copy_into", "copy_text", "execute_many")
+TEXT = ("copy_text", "execute_many")
+ALL = ROW_WRITERS
 CASES = (
     # Refused as the value is read: COPY's context names line and column, a parameter's its number.
     Case("tsquery", "v tsquery", "a & b", "a & & b", "42601", TEXT),
@@ -66,12 +57,12 @@ CASES = (
     Case("ltree", "v ltree", "a.b", "a..", "42601", TEXT),
     Case("hstore", "v hstore", "a=>b", "a=", "42601", ("copy_text",)),
     Case("a name in binary", "v name", "abc", "x" * 70, "42622", ("copy_into", "execute_many")),
-    Case("a composite in binary", "v pair", (1, "x"), (1,), "42804", ("execute_many",)),
+    Case("a composite in binary", "v pair", (1, "x"), (1,), "42804", ("copy_into", "execute_many")),
     Case("an array of tsquery", "v tsquery[]", "{a}", "{a & & b}", "42601", ("copy_text",)),
     Case("a domain's CHECK", "v asked", "a & b", "a & & b", "42601", ALL),
     # Refused as the row is computed.
-    Case("a generated column", "v text, q tsquery GENERATED ALWAYS AS (to_tsquery('simple', v)) STORED", "a & b",
-         "a & & b", "42601", ALL),
+    Case("a generated column", "v text, q tsquery GENERATED ALWAYS AS (to_tsquery('simple', v)) STORED",
+         "a & b", "a & & b", "42601", ALL),
     Case("a CHECK", "v text, CHECK (to_tsquery('simple', v) IS NOT NULL)", "a & b", "a & & b", "42601", ALL),
     # Refused by the user's own statement, which is right for all other values.
     Case("a function of the statement", "v tsquery", "a & b", "a & & b", "42601", ("execute_many",),
@@ -81,8 +72,9 @@ CASES = (
     # Class 54.
     Case("a row that is too big", "v text STORAGE PLAIN", "x", "x" * 9000, "54000", ALL),
     Case("a row too big for its index", "v text, EXCLUDE USING btree (v WITH =)", "x", "", "54000", ALL),
-    Case("a text too long for tsvector", "v text, q tsvector GENERATED ALWAYS AS (to_tsvector('simple', v)) STORED",
-         "x", " ".join(map(str, range(200_000))), "54000", ("copy_into",)),
+    Case("a text too long for tsvector",
+         "v text, q tsvector GENERATED ALWAYS AS (to_tsvector('simple', v)) STORED", "x", " ".join(map(str,
+         range(200_000))), "54000", ("copy_into",)),
 )  # fmt: skip
 PARAMETERS = [
     pytest.param(case, writer, id=f"{case.name}-{writer}") for case in CASES for writer in case.writers
@@ -115,13 +107,13 @@ def table_of(case: Case) -> str:
     return f"t{CASES.index(case)}"
 
 
-def batch_of(case: Case, writer: Writer, **options: Any) -> Any:
+def batch_of(case: Case, writer: str, **options: Any) -> Any:
     if case.insert is not None:
         return batch(execute_many(case.insert.format(table=table_of(case))), **options)
     return make_batch(writer, table_of(case), COLUMNS, **options)
 
 
-def rows_of(case: Case, writer: Writer, size: int, bad: Sequence[int]) -> list[tuple[Any, Any]]:
+def rows_of(case: Case, writer: str, size: int, bad: Sequence[int]) -> list[tuple[Any, Any]]:
     # A key of an index is compressed where it can be, so it has to be random.
     chance = random.Random(1)
     unique = "index" in case.name
@@ -134,12 +126,12 @@ def rows_of(case: Case, writer: Writer, size: int, bad: Sequence[int]) -> list[t
     return [(str(n) if writer == "copy_text" else n, value(n)) for n in range(size)]
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("history", HISTORIES)
 @pytest.mark.parametrize(("case", "writer"), PARAMETERS)
 async def test_a_value_that_is_refused_with_class_42_or_54_costs_its_item_only(
-    engines: Engines, case: Case, writer: Writer, way: Way
+    engines: Engines, case: Case, writer: str, history: History
 ) -> None:
-    engine = await engines.get(way)
+    engine = await engines.get(history)
     owner = await engines.get("nothing known")
     table = table_of(case)
     await owner.execute(
@@ -148,7 +140,7 @@ async def test_a_value_that_is_refused_with_class_42_or_54_costs_its_item_only(
     write = batch_of(case, writer)
     one = rows_of(case, writer, 1, [])[0]
     await teach(
-        engine, write, way, lambda n, good: (type(one[0])(n) if good else None, None if n else one[1])
+        engine, write, history, lambda n, good: (type(one[0])(n) if good else None, None if n else one[1])
     )
     await owner.execute(f"TRUNCATE {table}")
     bad = [3, 17, 18, 39]
@@ -164,7 +156,7 @@ async def test_a_value_that_is_refused_with_class_42_or_54_costs_its_item_only(
 @pytest.mark.parametrize("size", [1, 5])
 @pytest.mark.parametrize(("case", "writer"), PARAMETERS)
 async def test_it_does_so_where_no_other_row_shows_that_the_statement_is_right(
-    engines: Engines, case: Case, writer: Writer, size: int
+    engines: Engines, case: Case, writer: str, size: int
 ) -> None:
     """All rows are bad, each by its own value: they are set aside, and nothing is raised."""
     if case.insert is not None:
@@ -182,18 +174,18 @@ async def test_it_does_so_where_no_other_row_shows_that_the_statement_is_right(
     assert await engine.fetchval(f"SELECT count(*) FROM {table}") == size - len(bad)
 
 
-@pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("writer", ["copy_into", "copy_text"])
+@pytest.mark.parametrize("history", HISTORIES)
+@pytest.mark.parametrize("writer", COPY_WRITERS)
 @pytest.mark.parametrize("partitioned", [False, True], ids=["a table", "partitions"])
 async def test_a_row_that_is_too_big_is_not_blamed_on_the_last_row_that_was_buffered(
-    engines: Engines, writer: Writer, partitioned: bool, way: Way
+    engines: Engines, writer: str, partitioned: bool, history: History
 ) -> None:
     """COPY inserts together what it has buffered, and the error then names the line that was read last.
 
     It buffers 1,000 rows, or 64 KB of text; of what comes in binary it does not count the bytes.
     """
     owner = await engines.get("nothing known")
-    engine = await engines.get(way)
+    engine = await engines.get(history)
     await owner.execute(
         "DROP TABLE IF EXISTS big; CREATE TABLE big (id int PRIMARY KEY, v text STORAGE PLAIN)"
         + " PARTITION BY HASH (id)" * partitioned
@@ -204,9 +196,9 @@ async def test_a_row_that_is_too_big_is_not_blamed_on_the_last_row_that_was_buff
         )
     key = str if writer == "copy_text" else int
     write = make_batch(writer, "big", COLUMNS)
-    await teach(engine, write, way, lambda n, good: (key(n) if good else None, "x"))
+    await teach(engine, write, history, lambda n, good: (key(n) if good else None, "x"))
     await owner.execute("TRUNCATE big")
-    if way == "nothing temporary":
+    if history == "nothing temporary":
         # One in many is bad, and it was named: it will be looked for where the error points to.
         await engine.run(write([(key(n) if n != 3 else None, "x") for n in range(4000)]))
         await owner.execute("TRUNCATE big")
@@ -236,7 +228,7 @@ async def test_an_operation_of_each_fails_alone_with_a_value_error_of_class_42(
         assert await engine.fetchval("SELECT count(*) FROM t") == 19
 
 
-# ------------------------------------------------------------------------------------ what still stops the batch
+# --------------------------------------------------------------------------------- what still stops the batch
 
 
 SHARED = {
@@ -252,27 +244,34 @@ SHARED = {
     "a trigger without its function": (
         insert_of("t", COLUMNS),
         "42883",
-        "CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM nosuch(1); RETURN NEW; END $$; "
-        "CREATE TRIGGER t BEFORE INSERT ON t FOR EACH ROW EXECUTE FUNCTION f()",
+        (
+            "CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN PERFORM nosuch(1); "
+            "RETURN NEW; END $$; CREATE TRIGGER t BEFORE INSERT ON t FOR EACH ROW EXECUTE FUNCTION f()"
+        ),
     ),
     "a trigger on a table that is not there": (
         insert_of("t", COLUMNS),
         "42P01",
-        "CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN INSERT INTO nosuch VALUES (1); "
-        "RETURN NEW; END $$; CREATE TRIGGER t BEFORE INSERT ON t FOR EACH ROW EXECUTE FUNCTION f()",
+        (
+            "CREATE FUNCTION f() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN INSERT INTO nosuch VALUES (1); "
+            "RETURN NEW; END $$; CREATE TRIGGER t BEFORE INSERT ON t FOR EACH ROW EXECUTE FUNCTION f()"
+        ),
     ),
     "a CHECK by a function that one may not call": (
         insert_of("t", COLUMNS),
         "42501",
-        "CREATE FUNCTION fine(text) RETURNS bool LANGUAGE plpgsql IMMUTABLE AS $$ BEGIN RETURN true; END $$; "
-        "ALTER TABLE t ADD CHECK (fine(v)); REVOKE EXECUTE ON FUNCTION fine FROM PUBLIC",
+        (
+            "CREATE FUNCTION fine(text) RETURNS bool LANGUAGE plpgsql IMMUTABLE "
+            "AS $$ BEGIN RETURN true; END $$; ALTER TABLE t ADD CHECK (fine(v)); "
+            "REVOKE EXECUTE ON FUNCTION fine FROM PUBLIC"
+        ),
     ),
     "a table that one may not write": (insert_of("t", COLUMNS), "42501", "REVOKE INSERT ON t FROM {role}"),
 }
 
 
 @pytest.mark.parametrize("what", SHARED)
-@pytest.mark.parametrize("writer", ["execute_many", "copy_into", "copy_text"])
+@pytest.mark.parametrize("writer", ROW_WRITERS)
 async def test_an_error_of_class_42_that_all_rows_share_still_stops_the_batch(
     postgres_dsn: str, writer: str, what: str
 ) -> None:
@@ -284,8 +283,8 @@ async def test_an_error_of_class_42_that_all_rows_share_still_stops_the_batch(
     try:
         await owner.execute(f"CREATE ROLE {role}")
         await owner.execute(
-            "CREATE TABLE t (id int PRIMARY KEY, v text CHECK (v <> 'no'), own int GENERATED ALWAYS AS IDENTITY); "
-            f"GRANT ALL ON t TO {role}; " + setup.format(role=role)
+            "CREATE TABLE t (id int PRIMARY KEY, v text CHECK (v <> 'no'), "
+            f"own int GENERATED ALWAYS AS IDENTITY); GRANT ALL ON t TO {role}; " + setup.format(role=role)
         )
         async with Engine.open(
             postgres_dsn, min_size=0, max_size=1, server_settings={"role": role}

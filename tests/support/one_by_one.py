@@ -1,8 +1,9 @@
-"""What the tests beside this share: the ways that a batch can take, and the judge over them.
+"""The judge over batches, which writes each row by itself; and the histories that decide a batch's way.
 
-The judge writes one row after another with bare asyncpg, each in a savepoint of its own, by what the writer does for a
-single row: COPY of that row, or `execute`. What a batch stores and whom it blames must be the same, whatever way it
-took; and which way that is depends on what it learned before. So each batch runs in each of `WAYS`.
+The judge writes one row after another with bare asyncpg, each in a savepoint of its own, by what the writer
+does for a single row: COPY of that row, or `execute`. What a batch stores and whom it blames must be the
+same, whatever way it took. Which way that is depends on what the batch has measured before, so each batch
+runs with each of `HISTORIES`.
 """
 
 from __future__ import annotations
@@ -13,36 +14,33 @@ from typing import Any, Literal
 
 import asyncpg
 
-from dbop_raw import Batch, BatchResult, Engine, batch, classify, copy_into, copy_text, execute_many
+from dbop_raw import Batch, Engine, classify
+from tests.support.batching import insert_of
 
-Writer = Literal["copy_into", "copy_text", "execute_many"]
-WRITERS: tuple[Writer, ...] = ("copy_into", "copy_text", "execute_many")
+__all__ = [
+    "HISTORIES",
+    "Blamed",
+    "Engines",
+    "History",
+    "Init",
+    "Row",
+    "engines_on",
+    "name_of",
+    "one_by_one",
+    "teach",
+    "write_alone",
+]
+
 Row = Sequence[Any]
 Init = Callable[[Any], Awaitable[None]]
 
-Way = Literal["nothing known", "many were bad", "few were bad", "nothing temporary"]
-WAYS: tuple[Way, ...] = ("nothing known", "many were bad", "few were bad", "nothing temporary")
-"""What a batch has seen before, and `nothing temporary`: a role without the TEMP privilege, for which only spans are
-left."""
+History = Literal["nothing known", "many were bad", "few were bad", "nothing temporary"]
+HISTORIES: tuple[History, ...] = ("nothing known", "many were bad", "few were bad", "nothing temporary")
+"""What a batch has seen before; with "nothing temporary" its role has no TEMP privilege, so that only spans
+are left."""
 
 
-# ------------------------------------------------------------------------------------------------- the writers
-
-
-def insert_of(table: str, columns: Sequence[str]) -> str:
-    """One row's INSERT."""
-    places = ", ".join(f"${n}" for n in range(1, len(columns) + 1))
-    return f"INSERT INTO {table} ({', '.join(columns)}) VALUES ({places})"
-
-
-def make_batch(writer: Writer, table: str, columns: Sequence[str], **options: Any) -> Batch[Any, Any]:
-    """A batch that has seen nothing yet."""
-    if writer == "execute_many":
-        return batch(execute_many(insert_of(table, columns)), **options)
-    if writer == "copy_into":
-        return batch(copy_into(table, columns=columns), **options)
-    return batch(copy_text(table, columns=columns), **options)
-
+# --- what a writer does for one row
 
 _ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
 
@@ -53,7 +51,7 @@ def _line(row: Row) -> bytes:
     return ("\t".join("\\N" if v is None else v.translate(_ESCAPES) for v in row) + "\n").encode()
 
 
-async def write_alone(conn: Any, writer: Writer, table: str, columns: Sequence[str], row: Row) -> None:
+async def write_alone(conn: Any, writer: str, table: str, columns: Sequence[str], row: Row) -> None:
     """What the writer does for a single row, by the driver alone."""
     if writer == "execute_many":
         await conn.execute(insert_of(table, columns), *row)
@@ -63,8 +61,7 @@ async def write_alone(conn: Any, writer: Writer, table: str, columns: Sequence[s
         await conn.copy_to_table(table, columns=columns, source=memoryview(_line(row)), encoding="UTF8")
 
 
-# --------------------------------------------------------------------------------------------------- the judge
-
+# --- the judge
 
 Blamed = list[tuple[int, str]]
 """Which rows failed, and by what: the SQLSTATE, or the exception's name where the client found it."""
@@ -75,13 +72,8 @@ def name_of(error: Exception) -> str:
     return classify(error).sqlstate or type(error).__name__
 
 
-def told(result: BatchResult[Any, Any]) -> Blamed:
-    """What a batch says."""
-    return [(failed.index, name_of(failed.error)) for failed in result.failed]
-
-
 async def one_by_one(
-    conn: Any, writer: Writer, table: str, columns: Sequence[str], rows: Sequence[Row]
+    conn: Any, writer: str, table: str, columns: Sequence[str], rows: Sequence[Row]
 ) -> Blamed:
     """Write each row in a savepoint of its own, in order."""
     blamed: Blamed = []
@@ -98,20 +90,26 @@ async def one_by_one(
     return blamed
 
 
-# ---------------------------------------------------------------------------------------------------- the ways
+# --- the histories
 
 
-async def teach(engine: Engine, write: Batch[Any, Any], way: Way, row: Callable[[int, bool], Row]) -> None:
-    """Let the batch learn what decides its way.
+async def teach(
+    engine: Engine, write: Batch[Any, Any], history: History, row: Callable[[int, bool], Row]
+) -> None:
+    """Let the batch measure what will decide its way.
 
-    There is no switch for that: it goes by what it measured. `row(n, good)` gives a row for it.
+    Args:
+        engine: Where it writes what it learns from.
+        write: The batch.
+        history: What it is to have seen.
+        row: Gives the row of a number, good or bad.
     """
-    for bad_one_in, count in {"many were bad": [(2, 64)] * 2, "few were bad": [(100, 600)]}.get(way, []):
+    for bad_one_in, count in {"many were bad": [(2, 64)] * 2, "few were bad": [(100, 600)]}.get(history, []):
         await engine.run(write([row(n, n % bad_one_in != 1) for n in range(count)]))
 
 
 class Engines:
-    """An engine for each way of making connections; made when it is asked for."""
+    """An engine for each role and each `init`, made when it is first asked for."""
 
     def __init__(self, dsn: str, stack: AsyncExitStack, no_temp: str) -> None:
         self._dsn = dsn
@@ -119,9 +117,9 @@ class Engines:
         self._no_temp = no_temp
         self._made: dict[tuple[Init | None, bool], Engine] = {}
 
-    async def get(self, way: Way, init: Init | None = None) -> Engine:
-        """The engine for a way; `init` prepares its connections (codecs)."""
-        temporary = way != "nothing temporary"
+    async def get(self, history: History, init: Init | None = None) -> Engine:
+        """Return the engine for a history; `init` prepares its connections (codecs)."""
+        temporary = history != "nothing temporary"
         engine = self._made.get((init, temporary))
         if engine is None:
             settings = {} if temporary else {"role": self._no_temp}
