@@ -23,13 +23,14 @@ from dbop_raw.engine.commit import CommitTokens
 from dbop_raw.engine.engine import Engine
 from dbop_raw.engine.stats import EngineStats
 from dbop_raw.events import Event, Observer
-from dbop_raw.failure.classify import classify
+from dbop_raw.failure.classify import Phase, classify
 from dbop_raw.failure.errors import (
     AcquireTimeout,
     CommitUnknown,
     DbopError,
     EngineClosed,
     EngineOverloaded,
+    GroupFailed,
     OperationTimeout,
     PolicyError,
     RetriesExhausted,
@@ -62,12 +63,14 @@ __all__ = [
     "EngineStats",
     "Event",
     "Failed",
+    "GroupFailed",
     "IngestReport",
     "JsonlRejects",
     "Ledger",
     "Observer",
     "Operation",
     "OperationTimeout",
+    "Phase",
     "PolicyError",
     "PoolAdvice",
     "Reject",
