@@ -123,11 +123,11 @@ class Attempts:
 class RetryBudget:
     """A token bucket that all calls of one engine share, so that retries don't add up to a storm.
 
-    It starts full. Each call adds `per_call` tokens and each second `per_second`, up to `capacity`. Each retry
-    takes one token, or two where the server says that it has too many connections (53300). Where too few are
-    left, the retry is refused: the caller gets `RetriesExhausted` with `reason="budget"` at once. So in a long
-    outage bodies are started at most `1 + per_call` times as often as calls are made, whatever the policies
-    allow. (The idea is that of the retry budgets of Finagle and tower.)
+    It starts full. Each call adds `per_call` tokens and each second `per_second`, up to `capacity`. Each
+    retry takes one token, or two where the server says that it has too many connections (53300). Where too
+    few are left, the retry is refused: the caller gets `RetriesExhausted` with `reason="budget"` at once. So
+    in a long outage bodies are started at most `1 + per_call` times as often as calls are made, whatever the
+    policies allow. (The idea is that of the retry budgets of Finagle and tower.)
 
     For one event loop; it is not thread-safe.
 
