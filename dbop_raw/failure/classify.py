@@ -72,8 +72,9 @@ def classify(
             it tells "the connection was closed before, nothing was sent" from a wrong use of the driver: both
             are a bare `InterfaceError`.
         phase: How far the call had come; None where that is not known. With `Phase.BODY` and
-            `Phase.STATEMENT` an `OSError`, `TimeoutError` or `EOFError` that did not come from the driver is
-            the body's own: permanent, no reason to close the connection, and the fault of one item.
+            `Phase.STATEMENT`, and the connection not closed, an `OSError`, `TimeoutError` or `EOFError` that
+            did not come from the driver is the body's own: permanent, no reason to close the connection, and
+            the fault of one item.
     """
     if phase is Phase.COMMIT and not isinstance(exc, DbopError) and isinstance(exc, Exception):
         return _at_commit(exc, overrides, closed)
@@ -314,21 +315,18 @@ _NO_ANSWER = "the driver stopped waiting for an answer: what was sent may have b
 
 
 def _of_body(exc: OSError, phase: Phase | None, closed: bool | None) -> Verdict:
-    """Judge an `OSError` that was raised on a connection: by the driver, or by the body itself."""
-    by_driver = _raised_by_driver(exc)
-    if by_driver and isinstance(exc, TimeoutError):
+    """Judge an `OSError` that was raised where there was a connection, by the driver or by the body."""
+    if isinstance(exc, TimeoutError) and _raised_by_driver(exc):
         # Its `timeout=` or `command_timeout`. asyncpg has asked the server to cancel the statement, and lets
         # the next command wait for that: the connection is as good as before.
         if phase is Phase.STATEMENT:
             return _made(exc, Repair.UNKNOWN, _NO_ANSWER, "load")
-        reason = (
-            "the driver's own timeout ran out and the statement is cancelled: there may be time to try again"
-        )
+        reason = "the driver's own timeout ran out: there may be time for another try"
         return _made(exc, Repair.SAVEPOINT, reason, "load", item=True)
-    if by_driver and closed:
-        return _made(
-            exc, Repair.UNKNOWN, "the line failed: what was sent may have been done", "server", evict=True
-        )
+    if closed:
+        # Then it may well be of the line, whoever raised it.
+        reason = "the connection was lost: what was sent may have been done"
+        return _made(exc, Repair.UNKNOWN, reason, "server", evict=True)
     # Also where the driver passes it on: of a file that COPY reads, or of a function that takes its output.
     reason = "the body's own input or output failed, not the database's: a file, say, or another service"
     return _made(exc, Repair.NEVER, reason, "caller", item=True)

@@ -275,12 +275,10 @@ def test_an_error_of_the_bodys_own_input_or_output_is_permanent_and_evicts_nothi
     assert (verdict.sqlstate, verdict.condition) == (None, type(error).__name__)
 
 
-@pytest.mark.parametrize("error", OWN, ids=lambda error: type(error).__name__)
-def test_an_error_of_the_bodys_own_stays_permanent_where_the_connection_was_lost_as_well(
-    error: Exception,
-) -> None:
+@pytest.mark.parametrize("error", [error for error in OWN if isinstance(error, OSError)], ids=repr)
+def test_such_an_error_on_a_connection_that_is_gone_may_be_of_the_line(error: Exception) -> None:
     verdict = classify(raised(error), closed=True, phase=Phase.BODY)
-    assert (verdict.repair, verdict.evict, verdict.item) == (N, True, False)
+    assert (verdict.repair, verdict.evict, verdict.item, verdict.blame) == (U, True, False, "server")
 
 
 def test_the_drivers_own_timeout_in_a_transaction_is_repaired_from_a_savepoint() -> None:
@@ -293,12 +291,6 @@ def test_the_drivers_own_timeout_of_a_statement_that_commits_by_itself_leaves_th
     timed_out = in_module("asyncpg.protocol.protocol", TimeoutError())
     verdict = classify(timed_out, closed=False, phase=Phase.STATEMENT)
     assert (verdict.repair, verdict.evict, verdict.item) == (U, False, False)
-
-
-def test_a_failed_line_that_the_driver_raises_as_it_is_leaves_the_outcome_unknown() -> None:
-    reset = in_module("asyncpg.protocol.protocol", ConnectionResetError())
-    verdict = classify(reset, closed=True, phase=Phase.BODY)
-    assert (verdict.repair, verdict.evict, verdict.item) == (U, True, False)
 
 
 def test_a_file_that_the_driver_was_to_read_is_the_bodys_own() -> None:

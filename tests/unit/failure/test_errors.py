@@ -11,7 +11,7 @@ import asyncpg
 import pytest
 from asyncpg.exceptions import _base
 
-from dbop_raw.batching.batch import Failed
+from dbop_raw import Failed
 from dbop_raw.failure import errors
 from dbop_raw.failure.classify import classify
 from dbop_raw.failure.errors import (
