@@ -10,7 +10,10 @@ import asyncpg
 import pytest
 
 from dbop_raw import CommitUnknown, Engine, batch, each, events, operation, pipe, retry
-from tests.support.engines import QUICK, Seen, backend, insert, rows
+from tests.support.bodies import insert, rows
+from tests.support.observing import Seen
+from tests.support.policies import QUICK
+from tests.support.sessions import backend
 
 pytestmark = pytest.mark.anyio
 
