@@ -1,7 +1,16 @@
-"""dbop_raw: driver-level middleware over asyncpg pools for PostgreSQL.
+"""dbop_raw: driver-level middleware over asyncpg pools for PostgreSQL, without an ORM.
 
-Engine is capacity, Session is consistency, Batch is resilience, and failure is data. The README says how they
-are used.
+Everything for daily use is imported from here. The layers, each with one concern:
+
+- `Engine` defines capacity: how many connections there are, who waits for one, and what is thrown away.
+- `Engine.run` and `Engine.transaction` define consistency: one short transaction, explicit SQL, committed or
+  rolled back, never left open. `operation`, `pipe`, `timeout`, `retry` and `savepoint` say what runs in it.
+- `batch` and `ingest` define resilience: an item that the server refuses is set aside, and the others are
+  written.
+- `classify` turns every error into a `Verdict`, which says what can repair it.
+
+Beside it: `dbop_raw.events` (what an observer is told), `dbop_raw.observe` (observers to use as they are) and
+`dbop_raw.testing` (servers and faults for tests).
 """
 
 from dbop_raw.batching.batch import Batch, batch
@@ -14,13 +23,14 @@ from dbop_raw.engine.commit import CommitTokens
 from dbop_raw.engine.engine import Engine
 from dbop_raw.engine.stats import EngineStats
 from dbop_raw.events import Event, Observer
-from dbop_raw.failure.classify import classify
+from dbop_raw.failure.classify import Phase, classify
 from dbop_raw.failure.errors import (
     AcquireTimeout,
     CommitUnknown,
     DbopError,
     EngineClosed,
     EngineOverloaded,
+    GroupFailed,
     OperationTimeout,
     PolicyError,
     RetriesExhausted,
@@ -53,12 +63,14 @@ __all__ = [
     "EngineStats",
     "Event",
     "Failed",
+    "GroupFailed",
     "IngestReport",
     "JsonlRejects",
     "Ledger",
     "Observer",
     "Operation",
     "OperationTimeout",
+    "Phase",
     "PolicyError",
     "PoolAdvice",
     "Reject",

@@ -31,7 +31,7 @@ from dbop_raw.batching.spans import Spans, Step
 from dbop_raw.batching.writers.protocol import WriteFailed, Writer
 from dbop_raw.driver import sql
 from dbop_raw.events import BatchFinished, ItemFailed
-from dbop_raw.failure.errors import OperationTimeout, PolicyError, RetriesExhausted, SkipLimitExceeded
+from dbop_raw.failure.errors import PolicyError, RetriesExhausted, SkipLimitExceeded
 from dbop_raw.failure.policy import Attempts, RetryPolicy
 from dbop_raw.failure.sqlstate import Verdict
 from dbop_raw.pipeline.operation import Operation
@@ -303,8 +303,9 @@ class _Run(Generic[Item, R]):
         if decision in (Decision.NO_ROWS_HERE, Decision.NO_ROWS):
             self._spans.rows_failed(possible=decision is Decision.NO_ROWS_HERE)
             return
-        if isinstance(error, OperationTimeout) and not error.by_server:
-            # The server did not keep its own limit: find out now, and not for long, whether it still answers.
+        if isinstance(error, TimeoutError) and not getattr(error, "by_server", False):
+            # A timeout, ours or the driver's, that the server did not keep: find out now, and not for long,
+            # whether it still answers.
             await self._scope.repair(error, seconds=self._scope.settings.bounds.grace)
         if (
             decision is Decision.RETRY

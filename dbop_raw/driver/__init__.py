@@ -1,1 +1,1 @@
-"""The seam to asyncpg: connections, control SQL as text, commands under way, DSNs."""
+"""The seam to asyncpg: connections, control SQL as text, commands that have started, DSNs."""

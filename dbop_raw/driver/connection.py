@@ -1,4 +1,4 @@
-"""A connection: what it is to us, whether it is gone, how it is thrown away."""
+"""A connection as the rooms above see it: its type, whether it is closed, how it is thrown away."""
 
 from __future__ import annotations
 
@@ -14,7 +14,14 @@ Connection: TypeAlias = Any
 
 
 def is_gone(conn: Connection) -> bool:
-    """Is the connection closed? A pool's proxy can't be asked once the pool has taken a lost one back."""
+    """Return whether the connection is closed.
+
+    A pool's proxy raises `InterfaceError` once the pool has taken a lost connection back; that counts as
+    closed.
+
+    Args:
+        conn: A connection, or a pool's proxy for one.
+    """
     try:
         return bool(conn.is_closed())
     except asyncpg.InterfaceError:
@@ -22,7 +29,13 @@ def is_gone(conn: Connection) -> bool:
 
 
 def discard(conn: Connection) -> None:
-    """Throw the connection away, at once; nothing where that has happened already."""
+    """Close the connection at once, without a message to the server and without waiting.
+
+    The server rolls back whatever was open. Does nothing when the connection is closed already.
+
+    Args:
+        conn: A connection, or a pool's proxy for one.
+    """
     with contextlib.suppress(asyncpg.InterfaceError):
         conn.terminate()
 

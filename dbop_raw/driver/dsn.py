@@ -1,4 +1,8 @@
-"""What may be said of a DSN that can't be read: never a part of it, for that part may be the password."""
+"""Checks a DSN before the driver reads it, so that no error message can quote a password.
+
+asyncpg finds a malformed DSN as well, but its error quotes what it took for a port, and with an unescaped `/`
+or `@` in the password that is a part of the password.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +14,19 @@ __all__ = ["check_dsn"]
 
 
 def check_dsn(dsn: str | None) -> None:
-    """Raise `PolicyError` for a DSN whose parts can't be told apart.
+    """Check that the parts of a DSN can be told apart.
 
-    The driver finds that out as well, and quotes what it took for a port: with an unescaped `/` or `@` in
-    the password, that is the password.
+    Args:
+        dsn: A connection URI (PostgreSQL, "Connection URIs"), or None, which leaves all to the environment.
+
+    Raises:
+        PolicyError: The URI can't be parsed. The message explains how to escape a password, and quotes no
+            part of the DSN.
     """
     if dsn is None:
         return
     if not _readable(dsn):
-        # Not in a handler: the driver's or the parser's error would be this one's context.
+        # Not inside an except block: there the parser's error, which quotes the DSN, would be the context.
         raise PolicyError(
             "the dsn can't be read: it is postgresql://user:password@host:port/database, with / ? # @ : [ ] "
             "% of a password written as %2F %3F %23 %40 %3A %5B %5D %25"
@@ -26,6 +34,7 @@ def check_dsn(dsn: str | None) -> None:
 
 
 def _readable(dsn: str) -> bool:
+    """Return whether hosts, ports and options can be parsed."""
     try:
         parts = urlsplit(dsn)
         hosts = parts.netloc.partition("@")[2] if "@" in parts.netloc else parts.netloc

@@ -1,9 +1,10 @@
-"""Control SQL as text: BEGIN, SET LOCAL, SAVEPOINT and identifiers.
+"""Builds control SQL as text: BEGIN, SET LOCAL, SAVEPOINT, and quoted names and literals.
 
-Pure: it builds strings and sends nothing.
+Pure: nothing here sends anything. The statements are joined into one message by `join`, so that several cost
+one round trip. Functions and operators are named with their schema, so that no `search_path` can put another
+function in their place.
 
-Sources: PostgreSQL's pages on BEGIN, SET TRANSACTION, SAVEPOINT, SET, and "Lexical Structure" for the
-quoting.
+Sources: PostgreSQL's pages on BEGIN, SET TRANSACTION, SAVEPOINT and SET; for quoting, "Lexical Structure".
 """
 
 from __future__ import annotations
@@ -36,14 +37,16 @@ __all__ = [
 ]
 
 Isolation = Literal["read committed", "repeatable read", "serializable"]
+"""An isolation level of PostgreSQL; it treats READ UNCOMMITTED as READ COMMITTED, so that one is left out."""
 ISOLATION_LEVELS: tuple[Isolation, ...] = ("read committed", "repeatable read", "serializable")
 
 COMMIT = "COMMIT"
 ROLLBACK = "ROLLBACK"
 CHECK_DEFERRED = "SET CONSTRAINTS ALL IMMEDIATE"
+"""Checks all deferred constraints now, and from here on each at the end of its statement."""
 
 Limits = tuple[int | None, int | None]
-"""`statement_timeout` and `lock_timeout` in milliseconds; None leaves the server's own."""
+"""`statement_timeout` and `lock_timeout` in milliseconds; None leaves the setting as it is."""
 
 # PostgreSQL keeps both settings in a 32-bit integer of milliseconds.
 _LARGEST_MS = 2**31 - 1
@@ -53,47 +56,53 @@ _MARGIN, _LEAST_MARGIN, _LARGEST_MARGIN = 0.05, 0.01, 0.25
 
 
 def join(*statements: str) -> str:
-    """Several statements as one message of the simple protocol: one round trip."""
+    """Join statements into one message of the simple query protocol, which costs one round trip."""
     return "; ".join(statements)
 
 
 def savepoint(depth: int) -> str:
-    """SAVEPOINT, named by its depth: few names, so pg_stat_statements sees few statements.
+    """Build SAVEPOINT with a name made of its depth.
 
-    Not one name for all: where a SAVEPOINT was not set or a RELEASE not done (a failed transaction, a
-    cancelled message), ROLLBACK TO must fail, and not undo the work of one further out.
+    A name a depth, rather than a unique one each time: then pg_stat_statements sees few statements. And
+    rather than one name for all: where a SAVEPOINT was not set or a RELEASE was not done (a body swallowed an
+    error, a message was cancelled), ROLLBACK TO must fail instead of undoing the work of an outer savepoint.
+
+    Args:
+        depth: How many savepoints are open with this one; 1 is the outermost.
     """
     return f"SAVEPOINT dbop_raw_{depth}"
 
 
 def rollback_to(depth: int) -> str:
-    """ROLLBACK TO the savepoint of that depth, which stays open; those inside of it are gone."""
+    """Build ROLLBACK TO the savepoint of that depth, which stays open; those inside it are destroyed."""
     return f"ROLLBACK TO SAVEPOINT dbop_raw_{depth}"
 
 
 def release(depth: int) -> str:
-    """RELEASE the savepoint of that depth, and those inside of it."""
+    """Build RELEASE of the savepoint of that depth, and of those inside it."""
     return f"RELEASE SAVEPOINT dbop_raw_{depth}"
 
 
 def begin(isolation: Isolation | None = None, *, readonly: bool = False, deferrable: bool = False) -> str:
-    """BEGIN with its modes; None leaves the session's default isolation.
+    """Build BEGIN with its modes.
 
-    `deferrable` means something only for a serializable read-only transaction (PostgreSQL, "SET
-    TRANSACTION"), so anything else is a `PolicyError`.
+    Args:
+        isolation: The isolation level; None leaves the session's default.
+        readonly: Begin READ ONLY.
+        deferrable: Begin DEFERRABLE: the transaction may wait for a snapshot with which it can neither fail
+            nor make others fail to serialize.
+
+    Raises:
+        PolicyError: The isolation level is unknown, or `deferrable` is asked for a transaction that is not
+            both serializable and read-only, where PostgreSQL ignores it ("SET TRANSACTION").
     """
     if isolation is not None and isolation not in ISOLATION_LEVELS:
-        message = (
-            f"isolation={isolation!r} is not known: use one of {', '.join(map(repr, ISOLATION_LEVELS))}, or "
-            "None"
-        )
-        raise PolicyError(message)
+        known = ", ".join(map(repr, ISOLATION_LEVELS))
+        raise PolicyError(f"isolation={isolation!r} is not known: use one of {known}, or None")
     if deferrable and not (readonly and isolation == "serializable"):
-        message = (
-            "deferrable=True needs isolation='serializable' and readonly=True: PostgreSQL ignores it "
-            "elsewhere"
+        raise PolicyError(
+            "deferrable=True needs isolation='serializable' and readonly=True, or PostgreSQL ignores it"
         )
-        raise PolicyError(message)
     words = ["BEGIN"]
     if isolation is not None:
         words.append(f"ISOLATION LEVEL {isolation.upper()}")
@@ -105,12 +114,16 @@ def begin(isolation: Isolation | None = None, *, readonly: bool = False, deferra
 
 
 def server_milliseconds(seconds: float) -> int | None:
-    """What to tell the server when the client stops waiting in `seconds`.
+    """Convert a client's timeout to the one that the server is told.
 
-    A little less, whole milliseconds, never 0.
+    The server is told a little less (5 %, at least 10 ms and at most 250 ms less), so that its answer arrives
+    before the client gives up and the connection stays usable. Never 0, which would switch the timeout off.
 
-    0 would switch the timeout off (which is how a rounded-down half second waits for ever). None for an
-    infinite wait.
+    Args:
+        seconds: How long the client waits; infinity for no limit.
+
+    Returns:
+        Whole milliseconds of at least 1, or None for no limit.
     """
     if math.isinf(seconds) and seconds > 0:
         return None
@@ -120,11 +133,13 @@ def server_milliseconds(seconds: float) -> int | None:
 
 
 def limits(seconds: float, lock: int | None) -> Limits:
-    """Give the server's limits for a statement that has to be done in `seconds`, which may be infinite.
+    """Work out the server's timeouts for a statement.
 
     Args:
-        seconds: Until the client stops waiting; the server is told a little less.
-        lock: Milliseconds to wait for a lock, or None; never told longer than a statement may take.
+        seconds: How long the client waits for it; infinity for no limit. The server is told a little less,
+            see `server_milliseconds`.
+        lock: Milliseconds to wait for a lock; None for no limit of ours. Lowered to the statement's timeout
+            where it is longer than that.
     """
     statement = server_milliseconds(seconds)
     if lock is not None and statement is not None:
@@ -133,15 +148,18 @@ def limits(seconds: float, lock: int | None) -> Limits:
 
 
 UNLIMITED: Limits = (None, None)
-"""The server's own settings."""
+"""No limits of ours: both settings are left as they are."""
 
 _SETTINGS = ("statement_timeout", "lock_timeout")
 
 
 def _capped(setting: str, milliseconds: int) -> str:
-    """SQL for a setting's text, lowered to `milliseconds` where it is longer or off (0).
+    """Build an SQL expression that lowers a timeout.
 
-    A timeout's text is a number with a unit ('200ms', '5s'), which is how an interval is written too.
+    Args:
+        setting: SQL that gives the setting's text: a number with a unit ('200ms', '5s'), which can also be
+            read as an interval, or '0' for no timeout.
+        milliseconds: The longest timeout that the expression gives.
     """
     return (
         f"CASE WHEN {setting} OPERATOR(pg_catalog.=) '0' THEN '{milliseconds}' "
@@ -151,9 +169,15 @@ def _capped(setting: str, milliseconds: int) -> str:
 
 
 def set_limits(wanted: Limits) -> str:
-    """SQL that lowers the settings to what is wanted, up to the transaction's end; empty where nothing is.
+    """Build SQL that lowers both timeouts to the given limits until the transaction ends.
 
-    A shorter timeout of the session, the role or the user's own SET LOCAL stays as it is.
+    A shorter timeout that the session, the role or a SET LOCAL of the user has set already stays as it is.
+
+    Args:
+        wanted: The limits.
+
+    Returns:
+        One statement, or an empty string where no limit is given.
     """
     parts = []
     for name, value in zip(_SETTINGS, wanted, strict=True):
@@ -164,15 +188,18 @@ def set_limits(wanted: Limits) -> str:
 
 
 def track_limits(wanted: Limits, had: Limits) -> str:
-    """`set_limits` for a transaction that goes on: the server keeps what there was, and can put it back.
+    """Build SQL like that of `set_limits`, for a transaction that goes on after the limits have ended.
 
     Two settings of our own hold, for each timeout, the value before ours (`dbop_raw.base_…`) and ours
     (`dbop_raw.own_…`). Where the value in force is not ours any more, somebody's own SET LOCAL came in
     between: it is the new base, and outlives our limits.
 
     Args:
-        wanted: The limits from now on; None puts back what there was.
-        had: The limits of the message before: a setting that is neither wanted nor had is left alone.
+        wanted: The limits from now on; None puts back the value from before ours.
+        had: The limits that the message before has set; a setting that neither has is left alone.
+
+    Returns:
+        One statement for each setting that changes; an empty string where none does.
     """
     statements = []
     for name, value, before in zip(_SETTINGS, wanted, had, strict=True):
@@ -195,26 +222,45 @@ def track_limits(wanted: Limits, had: Limits) -> str:
 
 
 def identifier(name: str) -> str:
-    """One identifier, quoted: taken literally, so that `a.b` is one name with a dot in it.
+    """Quote one identifier. It is taken literally: `a.b` is one name with a dot in it.
 
-    Raises `PolicyError` for an empty name or one with a NUL, which PostgreSQL has no way to write.
+    Args:
+        name: The name as it stands in the catalog, without quotes.
+
+    Raises:
+        PolicyError: The name is empty, is no string, or contains a NUL, which PostgreSQL can't store.
     """
     if not isinstance(name, str) or not name or "\0" in name:
-        message = f"{name!r} is not an SQL identifier: give a non-empty string without a NUL character"
-        raise PolicyError(message)
+        raise PolicyError(
+            f"{name!r} is not an SQL identifier: give a non-empty string without a NUL character"
+        )
     return '"' + name.replace('"', '""') + '"'
 
 
 def relation(table: str, schema: str | None = None) -> str:
-    """A table's name, quoted, with its schema where one is given."""
+    """Quote a table's name, with its schema where one is given.
+
+    Args:
+        table: The table's name, without quotes.
+        schema: The schema's name; None leaves it to the session's `search_path`.
+
+    Raises:
+        PolicyError: One of the names is not an identifier; see `identifier`.
+    """
     return identifier(table) if schema is None else f"{identifier(schema)}.{identifier(table)}"
 
 
 def literal(text: str) -> str:
-    """A string literal that means `text` whatever `standard_conforming_strings` says."""
+    """Quote a string literal that means `text` whatever `standard_conforming_strings` is set to.
+
+    Args:
+        text: The value.
+
+    Raises:
+        PolicyError: The text contains a NUL, which no PostgreSQL string can hold.
+    """
     if "\0" in text:
-        message = f"{text!r} has a NUL character, which no PostgreSQL string can hold"
-        raise PolicyError(message)
+        raise PolicyError(f"{text!r} has a NUL character, which no PostgreSQL string can hold")
     doubled = text.replace("'", "''")
     if "\\" in text:
         escaped = doubled.replace("\\", "\\\\")

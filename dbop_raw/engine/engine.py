@@ -23,7 +23,7 @@ from dbop_raw.engine.run import Call, Run, explain
 from dbop_raw.engine.stats import EngineStats
 from dbop_raw.engine.transaction import Transaction
 from dbop_raw.events import Observer
-from dbop_raw.failure.classify import classify
+from dbop_raw.failure.classify import Phase, classify
 from dbop_raw.failure.errors import PolicyError
 from dbop_raw.failure.policy import Attempts, RetryBudget, RetryPolicy, positive_seconds
 from dbop_raw.failure.sqlstate import Repair, Rule, normalise_overrides
@@ -289,7 +289,8 @@ class Engine:
         try:
             result = await getattr(checkout.conn, method)(*args, **kwargs)
         except BaseException as exc:
-            verdict = classify(exc, overrides=self.settings.verdicts, closed=is_gone(checkout.conn))
+            gone = is_gone(checkout.conn)
+            verdict = classify(exc, overrides=self.settings.verdicts, closed=gone, phase=Phase.STATEMENT)
             explain(exc, verdict)
             # The driver has asked the server to end the statement: where it does so in time, the connection
             # is as good as before.

@@ -10,7 +10,6 @@ attempt.
 from __future__ import annotations
 
 import contextlib
-import enum
 import math
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -30,7 +29,7 @@ from dbop_raw.engine.commit import (
     resolve_and_tell,
     still_at_work,
 )
-from dbop_raw.failure.classify import classify
+from dbop_raw.failure.classify import Phase, classify
 from dbop_raw.failure.errors import (
     CommitUnknown,
     DbopError,
@@ -86,17 +85,6 @@ class Call(NamedTuple):
     """What the transaction leaves behind for that; None: a record of the engine's own."""
 
 
-class Phase(enum.Enum):
-    """Where an attempt failed."""
-
-    ACQUIRE = "acquire"
-    """Before there was a connection: nothing was sent."""
-    BODY = "body"
-    """Before COMMIT was sent: a transaction is surely not committed."""
-    COMMIT = "commit"
-    """By the answer to COMMIT, which was a definite no."""
-
-
 class Committed(NamedTuple, Generic[T]):
     """The work is done."""
 
@@ -132,6 +120,7 @@ NOT_COMMITTED = Verdict(
     evict=False,
     item=False,
     reason="a COMMIT in doubt was looked up: nothing is committed, and nothing can be",
+    blame="load",
 )
 
 # Errors whose cause is an option of the pool: their verdict's reason names it.
@@ -204,7 +193,7 @@ class Run:
                 if isinstance(exc, DbopError) and exc.__cause__ is None:
                     # It is refused; why it was attempted once more is worth knowing too.
                     exc.__cause__ = self.last
-                verdict = classify(exc, overrides=self.capacity.settings.verdicts)
+                verdict = classify(exc, overrides=self.capacity.settings.verdicts, phase=phase)
                 return Failed(exc, verdict, phase)
             phase = Phase.BODY
             work = self._work(checkout, record)
@@ -290,7 +279,8 @@ class Run:
             if self.call.readonly and isinstance(doubt.__cause__, Exception):
                 # Nothing was written, so nothing is in doubt: only the connection is lost.
                 error = doubt.__cause__
-                return Failed(error, classify(error, overrides=session.settings.verdicts), Phase.BODY)
+                verdict = classify(error, overrides=session.settings.verdicts, phase=Phase.BODY)
+                return Failed(error, verdict, Phase.BODY)
             return InDoubt(doubt, result, record)
         except Exception as exc:  # noqa: BLE001 - a value from here on
             verdict = await work.failed(exc)
@@ -367,7 +357,7 @@ class Run:
         undone = error.original if isinstance(error, RollbackFailed) and not error.savepoint else None
         if isinstance(undone, Exception):
             # The connection is gone and the transaction with it; what counts is why it was rolled back.
-            return classify(undone, overrides=self.capacity.settings.verdicts)
+            return classify(undone, overrides=self.capacity.settings.verdicts, phase=Phase.BODY)
         if isinstance(error, CommitUnknown):
             return verdict
         if self.call.begin is None and outcome.phase is Phase.BODY:
@@ -389,6 +379,7 @@ _FINAL = Verdict(
     evict=False,
     item=False,
     reason="the deadline of the run is over",
+    blame="load",
 )
 
 

@@ -1,1 +1,1 @@
-"""What went wrong, and who can repair it: errors, the table of SQLSTATEs, verdicts, retry policies."""
+"""What went wrong and who can repair it: our errors, the table of SQLSTATEs, verdicts, retry policies."""

@@ -1,4 +1,4 @@
-"""Every error of our own.
+"""Every error that dbop_raw raises itself.
 
     DbopError
     ├── OperationTimeout (TimeoutError)   a timeout or a deadline ran out
@@ -7,16 +7,19 @@
     ├── EngineClosed                      the engine was closed
     ├── RetriesExhausted                  a retry gave up; the last error is its cause
     ├── CommitUnknown                     the answer to a COMMIT was lost
-    ├── TransactionAborted                COMMIT answered ROLLBACK
+    ├── TransactionAborted                COMMIT was answered with ROLLBACK
     ├── TransactionMisuse                 a body touched the transaction that it runs in
     ├── RollbackFailed                    a rollback failed; keeps both errors
     ├── SkipLimitExceeded                 more items failed than are allowed to
+    ├── GroupFailed                       an item was given up because another one of its group failed
     └── PolicyError (ValueError)          a value that is not allowed
 
-What is not here is raised as it came: a permanent error of the server or the driver passes unchanged. No
-message holds SQL, a DSN, or a value of an item: those may be secret, and messages end in logs.
+All else is raised as it came: a permanent error of the server or the driver passes unchanged. No message of
+ours contains SQL, a DSN, or a value of an item: those may be secret, and messages end in logs.
 
-The errors can be pickled and copied; as with every exception of Python, `__cause__` does not travel along.
+The errors can be pickled and copied with all their fields, so that they can travel between processes.
+`__cause__` travels too, which Python leaves behind; a cause of that cause does where it is an error of ours.
+What an error holds (an item, another exception) has to allow pickling by itself.
 """
 
 from __future__ import annotations
@@ -29,6 +32,7 @@ __all__ = [
     "DbopError",
     "EngineClosed",
     "EngineOverloaded",
+    "GroupFailed",
     "OperationTimeout",
     "PolicyError",
     "RetriesExhausted",
@@ -53,14 +57,25 @@ class DbopError(Exception):
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle and copy by message and data, not by a second call of the constructor."""
-        return _rebuild, (type(self), self.args), self.__dict__.copy()
+        state = self.__dict__.copy()
+        if self.__cause__ is not None:
+            # Python's own way to set a state sets attributes, and this is one.
+            state["__cause__"] = self.__cause__
+        return _rebuild, (type(self), self.args), state
 
 
 class OperationTimeout(DbopError, TimeoutError):
-    """A `timeout` or a `deadline` ran out: this one, none further out; and no cancellation by the caller."""
+    """A `timeout` or a `deadline` ran out.
+
+    It is raised by the scope that ran out, and by no other: a deadline further out raises its own, and a
+    cancellation by the caller stays a cancellation.
+
+    Args:
+        seconds: The limit that ran out.
+        by_server: Whether the server ended the statement, so that the connection stays usable.
+    """
 
     def __init__(self, *, seconds: float, by_server: bool = False) -> None:
-        """`seconds` is the limit that ran out; `by_server`: the server ended the statement."""
         how = (
             "the server ended the statement, and the connection stays usable"
             if by_server
@@ -72,11 +87,21 @@ class OperationTimeout(DbopError, TimeoutError):
         self.seconds = seconds
         """The limit that ran out, in seconds."""
         self.by_server = by_server
-        """True: the server ended the statement (SQLSTATE 57014 or 55P03), so the connection is usable."""
+        """Whether the server ended the statement (SQLSTATE 57014), so that the connection is usable."""
 
 
 class AcquireTimeout(DbopError, TimeoutError):
-    """No connection came free within `acquire_timeout`. Nothing was sent."""
+    """No connection came free within `acquire_timeout`. Nothing was sent.
+
+    Args:
+        seconds: The `acquire_timeout` that ran out.
+        size: Connections that the pool had.
+        max_size: Connections that it may have.
+        idle: Connections that nobody used.
+        waiting: Callers that still waited for one, without this one.
+        connecting: Connections that were being opened.
+        holding: Connections that the calling task held already.
+    """
 
     def __init__(
         self,
@@ -89,7 +114,6 @@ class AcquireTimeout(DbopError, TimeoutError):
         connecting: int = 0,
         holding: int = 0,
     ) -> None:
-        """Take the pool's numbers; see the attributes."""
         if connecting:
             advice = (
                 f"{connecting} more are being opened, so connecting is what is slow: wait longer than that "
@@ -123,13 +147,17 @@ class AcquireTimeout(DbopError, TimeoutError):
 
 
 class EngineOverloaded(DbopError):
-    """As many callers wait for a connection as `max_waiting` allows: this one was turned away at once.
+    """As many callers waited for a connection as `max_waiting` allows, so this one was refused at once.
 
     Nothing was sent.
+
+    Args:
+        waiting: Callers that waited.
+        max_waiting: Callers that may wait.
+        max_size: Connections that the pool may have.
     """
 
     def __init__(self, *, waiting: int, max_waiting: int, max_size: int) -> None:
-        """`waiting` callers waited, `max_waiting` may, for a pool of `max_size` connections."""
         super().__init__(
             f"{waiting} callers wait for a connection, and max_waiting={max_waiting} allows no more (the "
             f"pool has at most {max_size} connections): send less at a time, or try again later"
@@ -146,18 +174,21 @@ class EngineClosed(DbopError):
     """The engine was closed, or is closing. Nothing was sent."""
 
     def __init__(self) -> None:
-        """Takes nothing: there is nothing more to tell."""
         super().__init__("the engine is closed: run the work before close(), or open a new engine")
 
 
 class RetriesExhausted(DbopError):
-    """A retry gave up on an error that another try might have repaired; that last error is the `__cause__`.
+    """A retry gave up on an error that one more attempt might have repaired. `__cause__` is the last error.
 
     An outer retry takes it as final, so that layers of retries don't multiply.
+
+    Args:
+        attempts: How many times the body was started.
+        elapsed: Seconds from the first start to the decision.
+        reason: What allowed no more: "attempts", "budget" or "deadline".
     """
 
     def __init__(self, *, attempts: int, elapsed: float, reason: str) -> None:
-        """`attempts` starts in `elapsed` seconds; `reason` is "attempts", "budget" or "deadline"."""
         super().__init__(
             f"gave up after {attempts} attempts in {elapsed:.3g} s: {_GAVE_UP.get(reason, reason)}; "
             "the last error is the cause of this one"
@@ -180,12 +211,15 @@ _GAVE_UP = {
 class CommitUnknown(DbopError):
     """The outcome of a transaction is not known: it may be committed, or not.
 
-    The lost answer's error is the `__cause__`. Raised when COMMIT was sent and its answer never came, or an
-    autocommitted statement was lost on its way.
+    Raised when COMMIT was sent and its answer was lost, or was an error that leaves the outcome open (see
+    `dbop_raw.failure.refusal`); and for a statement under autocommit that was lost in the same way. The
+    `__cause__` is that error.
+
+    Args:
+        looked_up: Whether the outcome was looked up, in vain; None where it can't be (autocommit).
     """
 
     def __init__(self, *, looked_up: bool | None = False) -> None:
-        """Take whether the outcome was looked up; None: it can't be (autocommit)."""
         if looked_up:
             advice = "it was looked up, and the server could not be asked or could not tell"
         elif looked_up is None:
@@ -201,12 +235,11 @@ class CommitUnknown(DbopError):
 class TransactionAborted(DbopError):
     """COMMIT was answered with ROLLBACK: the transaction had failed before, and nothing was written.
 
-    PostgreSQL answers so without an error when a statement failed earlier and the program went on
-    (its page on COMMIT; the protocol's ReadyForQuery status "E").
+    PostgreSQL answers so, without an error, when a statement has failed and the program went on as if it had
+    not (PostgreSQL, "COMMIT"; the protocol's transaction status "E").
     """
 
     def __init__(self) -> None:
-        """Takes nothing: the error that made the transaction fail was swallowed by the body."""
         super().__init__(
             "COMMIT was answered with ROLLBACK, nothing was written: an error inside the transaction was "
             "caught and not raised again; let it pass, or put the part that may fail into savepoint(op)"
@@ -214,42 +247,49 @@ class TransactionAborted(DbopError):
 
 
 class TransactionMisuse(DbopError):
-    """A body touched the transaction that it runs in.
+    """A body interfered with the transaction that it runs in.
 
-    It called `conn.transaction()`, or sent COMMIT or ROLLBACK in its own SQL. The message names the body
-    and what to use instead.
+    It called `conn.transaction()`, for example, or sent COMMIT or ROLLBACK in its own SQL. The message names
+    the body, and what to use instead.
     """
 
 
 class RollbackFailed(DbopError):
-    """A rollback failed or took too long, so the connection was thrown away; the server undoes the rest."""
+    """A rollback failed or took too long, so the connection was closed; the server undoes the transaction.
+
+    Args:
+        original: The error that made the rollback necessary; None where it was asked for.
+        rollback_error: What the rollback failed with.
+        savepoint: Whether it was a rollback to a savepoint, in a transaction that might have gone on.
+    """
 
     def __init__(
         self, *, original: BaseException | None, rollback_error: BaseException, savepoint: bool = False
     ) -> None:
-        """`original` made us roll back; `rollback_error` is what the rollback met.
-
-        `savepoint`: it was a rollback to a savepoint, inside of a transaction that might have gone on.
-        """
         why = "" if original is None else f" after {type(original).__name__}"
         super().__init__(
             f"the rollback{why} failed with {type(rollback_error).__name__}: the connection was thrown away, "
             "and the server undoes the transaction by itself; see .original and .rollback_error"
         )
         self.original = original
-        """The error that made us roll back; None where the rollback was asked for."""
+        """The error that made the rollback necessary; None where it was asked for."""
         self.rollback_error = rollback_error
         """The error of the rollback itself."""
         self.savepoint = savepoint
-        """True: of a rollback to a savepoint. A body may catch `original` and go on, so the whole may be
-        tried again on another connection."""
+        """Whether it was a rollback to a savepoint. A body might have caught `original` and gone on, so the
+        transaction may be tried again on another connection, whatever `original` was."""
 
 
 class SkipLimitExceeded(DbopError):
-    """More items failed than `skip_limit` allows, so the transaction was rolled back whole."""
+    """More items failed than `skip_limit` allows, so the whole transaction was rolled back.
+
+    Args:
+        limit: The `skip_limit`: how many items may fail.
+        failed: The items that failed in this transaction, each with its index, error and verdict.
+        total: How many items failed in all, where more than this transaction counts; None: those in `failed`.
+    """
 
     def __init__(self, *, limit: int, failed: tuple[Any, ...], total: int | None = None) -> None:
-        """`limit` items may fail; `failed` holds those of this transaction, `total` counts all work."""
         count = len(failed) if total is None else total
         super().__init__(
             f"{count} items failed, and skip_limit={limit} allows no more: the transaction was rolled back, "
@@ -258,8 +298,27 @@ class SkipLimitExceeded(DbopError):
         self.limit = limit
         """The `skip_limit`: how many items may fail."""
         self.failed = failed
-        """What failed, with index, item, error and verdict each."""
+        """The items that failed in this transaction: `Failed`, with index, item, error and verdict."""
+
+
+class GroupFailed(DbopError):
+    """An item of a batch was not written because another item of its group failed.
+
+    With `batch(…, together=key)`, items with an equal key stand or fall together. The item that was refused
+    has its own error, and each of its companions has this one, with that error as its `__cause__`.
+
+    Args:
+        index: The position in the batch, from 0, of the item that was refused.
+    """
+
+    def __init__(self, *, index: int) -> None:
+        super().__init__(
+            f"not written, because item {index} of the same group failed: items with an equal key stand or "
+            "fall together; the error of that item is the cause of this one"
+        )
+        self.index = index
+        """The position in the batch, from 0, of the item that was refused."""
 
 
 class PolicyError(DbopError, ValueError):
-    """A policy, a limit, a name or an option that is not allowed; the message names it, and what is."""
+    """A policy, a limit, a name or an option is not allowed; the message names it, and what is allowed."""

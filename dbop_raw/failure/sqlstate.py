@@ -1,12 +1,12 @@
-"""What each SQLSTATE can be repaired by: a table, and one function that looks an error up in it.
+"""The table of SQLSTATEs: what each can be repaired by, and `verdict_of`, which looks an error up in it.
 
-Pure: it knows no driver. A code comes from PostgreSQL's Appendix A, "Error Codes" (`errcodes.txt` in its
-source). What to do about it is ours, one row a code or a class with its reason. Messages are never looked
-at: the server translates them.
+Pure: it knows no driver. The codes are those of PostgreSQL's Appendix A, "Error Codes" (`errcodes.txt` in its
+source). What follows from a code is decided here, one row for a code or for a class (its first two
+characters), each with its reason. Messages are never looked at, because the server translates them.
 
-The severity counts as much as the code. FATAL and PANIC end the session, whatever the code. ERROR leaves it
-alive, also for the codes that speak of a lost connection: there the server tells of *another* node that it
-talks to (Citus, postgres_fdw, dblink).
+The severity counts as much as the code. FATAL and PANIC end the session, whatever the code. ERROR leaves the
+session alive, even with a code that speaks of a lost connection or of a shutdown: then the server reports on
+*another* process or node (a parallel worker, Citus, postgres_fdw, dblink), and our connection is well.
 """
 
 from __future__ import annotations
@@ -17,48 +17,84 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
+from typing import Literal, get_args
 
 from dbop_raw.failure.errors import PolicyError
 
-__all__ = ["CONDITIONS", "RULES", "Repair", "Rule", "Verdict", "normalise_overrides", "verdict_of"]
+__all__ = ["CONDITIONS", "RULES", "Blame", "Repair", "Rule", "Verdict", "normalise_overrides", "verdict_of"]
 
 
 class Repair(enum.Enum):
-    """The least that has to be done again for an error to have a chance to go away."""
+    """The least that has to be done again before the same work can succeed."""
 
     SAVEPOINT = "savepoint"
-    """Back to a savepoint in the same transaction."""
+    """What was done since a savepoint; the transaction goes on."""
     TRANSACTION = "transaction"
-    """The whole transaction from its beginning, after a pause."""
+    """The whole transaction, after a pause; the connection can be the same."""
     CONNECTION = "connection"
-    """Another connection, and there the whole transaction."""
+    """The whole transaction, on another connection."""
     NEVER = "never"
-    """Nothing: the same again fails the same."""
+    """Nothing helps: the same work fails in the same way again."""
     UNKNOWN = "unknown"
-    """The outcome is not known: find out first. To repeat could do the work twice."""
+    """Not known, because the work may have been done: find out first. To repeat it could do it twice."""
 
+
+Blame = Literal["item", "caller", "load", "server"]
+"""Who has to act on an error, for a service that has to answer with a status.
+
+- "item": the values; they will never be accepted. HTTP 422.
+- "caller": the program: its SQL, its privileges, the way in which it uses this library. HTTP 500.
+- "load": nobody; it may work later. Locks, timeouts, conflicts, overload, exhausted retries. HTTP 503.
+- "server": whoever runs the database: it is away, out of disk, damaged or set up wrongly. HTTP 503.
+"""
 
 _TRANSIENT = frozenset({Repair.SAVEPOINT, Repair.TRANSACTION, Repair.CONNECTION})
 
 
 @dataclass(frozen=True, slots=True)
 class Rule:
-    """One row of the table: what an error's code says about it."""
+    """One row of the table: what follows from an error's code.
+
+    Raises:
+        PolicyError: `repair` is no `Repair`, or `blame` is none of the four words.
+    """
 
     repair: Repair
-    """What can repair it."""
+    """What has to be done again."""
     evict: bool = False
-    """True: the connection must not go back to its pool."""
+    """Whether the connection must be closed instead of going back to its pool."""
     item: bool = False
-    """True: ONE bad row can cause it, so a batch looks for it. False: every row would, so a batch stops."""
+    """Whether a single bad row can cause it: then a batch looks for that row. If not, a batch stops, because
+    every row would meet the same error."""
     reason: str = ""
     """Why, in one short sentence."""
+    blame: Blame | None = None
+    """Who has to act on it; None derives it: "load" where the same connection can do it again, "server" where
+    only another connection can or the outcome is unknown, else "item" where `item`, "server" where `evict`,
+    and otherwise "caller"."""
 
     def __post_init__(self) -> None:
-        """Refuse what is not a `Repair`: a string here would never compare equal to one."""
+        # A string in place of a Repair would never compare equal to one.
         if not isinstance(self.repair, Repair):
-            message = f"repair={self.repair!r} is not allowed: give a Repair, for example Repair.TRANSACTION"
-            raise PolicyError(message)
+            raise PolicyError(
+                f"repair={self.repair!r} is not allowed: give a Repair, for example Repair.TRANSACTION"
+            )
+        if self.blame is not None and self.blame not in get_args(Blame):
+            allowed = ", ".join(map(repr, get_args(Blame)))
+            raise PolicyError(f"blame={self.blame!r} is not allowed: give one of {allowed}, or None")
+
+    @property
+    def blamed(self) -> Blame:
+        """Who has to act on it: `blame`, or what is derived from the rest of the row."""
+        if self.blame is not None:
+            return self.blame
+        if self.repair in {Repair.SAVEPOINT, Repair.TRANSACTION}:
+            return "load"
+        if self.repair in {Repair.CONNECTION, Repair.UNKNOWN}:
+            return "server"
+        if self.item:
+            return "item"
+        return "server" if self.evict else "caller"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,35 +102,41 @@ class Verdict:
     """What is to be done about one error."""
 
     sqlstate: str | None
-    """The five characters that the server gave; None where an error has none."""
+    """The error's SQLSTATE, five characters; None where it has none."""
     condition: str
-    """PostgreSQL's name for the code; "unknown" for one not listed; a class name where there is none."""
+    """PostgreSQL's name for the SQLSTATE, or "unknown" for one that it does not list; the name of the
+    exception's class where there is no SQLSTATE."""
     repair: Repair
-    """What can repair it."""
+    """What has to be done again."""
     evict: bool
-    """True: the connection must not go back to its pool."""
+    """Whether the connection must be closed instead of going back to its pool."""
     item: bool
-    """True: one bad row can cause it."""
+    """Whether a single bad row can cause it."""
     reason: str
     """Why, in one short sentence."""
+    blame: Blame
+    """Who has to act on it: "item", "caller", "load" or "server"."""
 
     @property
     def transient(self) -> bool:
-        """Whether doing it again can help: from a savepoint, a new transaction or a new connection."""
+        """Whether doing it again can help: from a savepoint, in a new transaction or on a new connection."""
         return self.repair in _TRANSIENT
 
 
 def verdict_of(
     sqlstate: str | None, *, severity: str | None = None, overrides: Mapping[str, Rule] | None = None
 ) -> Verdict:
-    """Look `sqlstate` up: in `overrides` by code, then by class, then in `RULES` likewise; it never raises.
+    """Look a SQLSTATE up: in the overrides by code, then by class; then in `RULES` in the same order.
 
-    `severity` is the server's own untranslated word (ERROR, FATAL, PANIC); None where the driver raised the
-    error by itself. With FATAL and PANIC the connection is evicted whatever the code, a repair that needs
-    it becomes CONNECTION, and no row is looked for.
+    A code that has no row was made up by the user's own functions (`RAISE … USING ERRCODE`): nothing repairs
+    it, and a single row can cause it. Never raises.
 
-    A code that no row knows was made up by the user's own functions (`RAISE … USING ERRCODE`): NEVER, and
-    one row can cause it.
+    Args:
+        sqlstate: The code; None is looked up like a code that has no row.
+        severity: The server's untranslated word (ERROR, FATAL, PANIC); None where the driver raised the error
+            itself. FATAL and PANIC evict the connection whatever the code, turn SAVEPOINT and TRANSACTION
+            into CONNECTION, and blame no row.
+        overrides: Rows that win over the table, as `normalise_overrides` returns them.
     """
     if not overrides:
         return _known(sqlstate, severity)
@@ -102,43 +144,47 @@ def verdict_of(
 
 
 def _looked_up(sqlstate: str | None, severity: str | None, rule: Rule | None) -> Verdict:
-    """The verdict by `rule`; None: by `RULES`."""
+    """Make the verdict by `rule`, or by `RULES` where that is None."""
     code = sqlstate or ""
     if rule is None:
         rule = _OTHER_NODE if severity == "ERROR" and code in _TELLS_OF_A_NODE else _rule(code, severity)
     if severity in _ENDS_THE_SESSION:
         rule = _session_ended(rule)
     condition = CONDITIONS.get(code) or _FORMER_CONDITIONS.get(code, "unknown")
-    return Verdict(sqlstate, condition, rule.repair, rule.evict, rule.item, rule.reason)
+    return Verdict(sqlstate, condition, rule.repair, rule.evict, rule.item, rule.reason, rule.blamed)
 
 
 @functools.lru_cache(maxsize=1024)
 def _known(sqlstate: str | None, severity: str | None) -> Verdict:
-    """Of the table as it is: a batch asks it for each bad row, and of a few codes."""
+    """Look a code up in `RULES` alone, with a cache: a batch asks for each bad row, always the same codes."""
     return _looked_up(sqlstate, severity, None)
 
 
 def normalise_overrides(mapping: Mapping[str, Rule | Repair]) -> Mapping[str, Rule]:
-    """Check a user's rows and complete them.
+    """Check a user's rows, and complete them.
 
-    A key is a code (5 characters) or a class (the first 2), of digits and upper-case letters. A bare
-    `Repair` changes only what repairs the error, and keeps the rest of the row that it overrides; a `Rule`
-    replaces the row.
+    Args:
+        mapping: By code (5 characters) or by class (the first 2), in digits and upper-case letters. A `Rule`
+            replaces the row of the table; a bare `Repair` keeps the rest of that row.
 
-    Raises `PolicyError` for a key or a value that is not allowed.
+    Returns:
+        The rows, each a `Rule` with a reason.
+
+    Raises:
+        PolicyError: A key is neither a code nor a class, or a value is neither a `Rule` nor a `Repair`.
     """
     rules: dict[str, Rule] = {}
     for key, value in mapping.items():
         if not (isinstance(key, str) and re.fullmatch(r"[0-9A-Z]{5}|[0-9A-Z]{2}", key)):
-            message = f"{key!r} is not a SQLSTATE: give a code of 5 characters of 0-9A-Z, or a class of 2"
-            raise PolicyError(message)
+            raise PolicyError(
+                f"{key!r} is not a SQLSTATE: give a code of 5 characters of 0-9A-Z, or a class of 2"
+            )
         if isinstance(value, Repair):
             rules[key] = replace(_rule(key), repair=value, reason=_BY_THE_USER)
         elif isinstance(value, Rule):
             rules[key] = value if value.reason else replace(value, reason=_BY_THE_USER)
         else:
-            message = f"{value!r} for {key!r} is not allowed: give a Rule or a Repair"
-            raise PolicyError(message)
+            raise PolicyError(f"{value!r} for {key!r} is not allowed: give a Rule or a Repair")
     return MappingProxyType(rules)
 
 
@@ -158,17 +204,24 @@ def _rule(code: str, severity: str | None = None) -> Rule:
 
 def _session_ended(rule: Rule) -> Rule:
     repair = Repair.CONNECTION if rule.repair in _TRANSIENT else rule.repair
-    # No row can be looked for on a connection that is gone.
-    return replace(rule, repair=repair, evict=True, item=False)
+    # No row can be looked for on a connection that is gone, and none ends a session.
+    blame: Blame = "server" if rule.blamed == "item" else rule.blamed
+    return replace(rule, repair=repair, evict=True, item=False, blame=blame)
 
 
-# The server is alive and says this with ERROR: it can't reach another node. Our connection is well.
-_TELLS_OF_A_NODE = frozenset({"08000", "08001", "08003", "08004", "08006"})
+# About its own session a server says these with FATAL, or not at all. With ERROR it is alive, and passes on
+# what another process or node has said: a parallel worker that was ended (PostgreSQL lowers its FATAL to
+# ERROR), or a node behind Citus, postgres_fdw or dblink that is away. Our connection is well.
+_TELLS_OF_A_NODE = frozenset(
+    {"08000", "08001", "08003", "08004", "08006", "25P03", "57P01", "57P02", "57P03", "57P05"}
+)
 
 _S, _T, _C, _N, _U = Repair.SAVEPOINT, Repair.TRANSACTION, Repair.CONNECTION, Repair.NEVER, Repair.UNKNOWN
 
 _OTHER_NODE = Rule(
-    _T, reason="a node behind this server can't be reached, this connection is well: try again after a pause"
+    _T,
+    reason="a node behind this server is away, this connection is well: try again after a pause",
+    blame="server",
 )
 _MALFORMED = Rule(
     _N,
@@ -245,13 +298,17 @@ RULES: Mapping[str, Rule] = MappingProxyType(
             reason="the server ended a session that idled in its transaction, which is rolled back",
         ),
         "25P04": Rule(
-            _N, evict=True, reason="the transaction took longer than transaction_timeout, and would again"
+            _N,
+            evict=True,
+            reason="the transaction took longer than transaction_timeout, and would again",
+            blame="load",
         ),
         "26": Rule(_N, reason="the statement names a prepared statement that is not there"),
         "26000": Rule(
             _C,
             evict=True,
             reason="a prepared statement is not on this session: behind a pooler set statement_cache_size=0",
+            blame="caller",
         ),
         "28": Rule(_N, reason="the role or its password is not accepted"),
         "2B": Rule(_N, reason="other objects depend on what the statement removes"),
@@ -273,7 +330,9 @@ RULES: Mapping[str, Rule] = MappingProxyType(
             _T,
             reason="a concurrent transaction got in between: a new snapshot is needed, so a new transaction",
         ),
-        "40002": Rule(_N, reason="the transaction as a whole breaks a constraint, and breaks it again"),
+        "40002": Rule(
+            _N, reason="the transaction as a whole breaks a constraint, and breaks it again", blame="item"
+        ),
         "40003": Rule(
             _U, reason="the server says itself that it does not know whether the statement was done"
         ),
@@ -287,15 +346,20 @@ RULES: Mapping[str, Rule] = MappingProxyType(
             _C,
             evict=True,
             reason="a prepared statement is there already: behind a pooler set statement_cache_size=0",
+            blame="caller",
         ),
         # --- 53 to 58: the server's state
         "53": Rule(_T, reason="the server lacks a resource, which others may give back"),
         "53000": Rule(_T, reason="the server lacks a resource, which others may give back"),
-        "53100": Rule(_N, reason="the disk is full, and stays full until somebody acts"),
+        "53100": Rule(_N, reason="the disk is full, and stays full until somebody acts", blame="server"),
         "53200": Rule(_T, reason="the server is out of memory, which others may give back"),
-        "53300": Rule(_C, reason="all connections of the server are taken: back off, and try again"),
+        "53300": Rule(
+            _C, reason="all connections of the server are taken: back off, and try again", blame="load"
+        ),
         "53400": Rule(
-            _N, reason="a limit of the server's configuration is reached, and stays until somebody acts"
+            _N,
+            reason="a limit of the server's configuration is reached, and stays until somebody acts",
+            blame="server",
         ),
         # 54000 is, say, an index entry that is too large; 54001 a value nested too deep for the stack.
         "54": Rule(_N, item=True, reason="a row's value is too large or too deep for a limit of the program"),
@@ -311,11 +375,12 @@ RULES: Mapping[str, Rule] = MappingProxyType(
             item=True,
             reason="a lock was not given in time; back at the savepoint it can be asked for again",
         ),
-        "57": Rule(_N, reason="an operator stepped in"),
+        "57": Rule(_N, reason="an operator stepped in", blame="server"),
         # Our own deadline is told apart from this by who asked for it: the timeout that set it.
         "57014": Rule(
             _N,
             reason="the statement was cancelled, by somebody or by a limit: not for us to start it again",
+            blame="load",
         ),
         "57P01": Rule(
             _C,
@@ -332,7 +397,7 @@ RULES: Mapping[str, Rule] = MappingProxyType(
             evict=True,
             reason="the server ended a session that was idle for too long: nothing was under way",
         ),
-        "58": Rule(_N, reason="a file that the server needs is missing or in the way"),
+        "58": Rule(_N, reason="a file that the server needs is missing or in the way", blame="server"),
         "58000": Rule(
             _C, evict=True, reason="the server's system failed it: another session may have more luck"
         ),
@@ -344,15 +409,18 @@ RULES: Mapping[str, Rule] = MappingProxyType(
         # PostgreSQL 16 and older; kept, for a server can be older than the table.
         "72": Rule(_T, reason="the snapshot became too old: a new transaction takes a new one"),
         # --- F0, HV, P0, XX
-        "F0": Rule(_N, reason="the server's configuration is wrong"),
-        "HV": Rule(_N, reason="a foreign table or its server is set up wrongly: every row meets it"),
+        "F0": Rule(_N, reason="the server's configuration is wrong", blame="server"),
+        "HV": Rule(
+            _N, reason="a foreign table or its server is set up wrongly: every row meets it", blame="server"
+        ),
         "HV001": Rule(_T, reason="a foreign data wrapper is out of memory, which others may give back"),
         "HV00N": Rule(
-            _T, reason="a foreign server can't be reached, this connection is well: try again after a pause"
+            _T,
+            reason="a foreign server can't be reached, this connection is well: try again after a pause",
+            blame="server",
         ),
         "P0": Rule(_N, item=True, reason="a function refused its row"),
-        # On Citus a NOT NULL violation under COPY comes as XX000: override it for such an engine
-        # (item=True).
+        # A row that Citus refuses under COPY comes as XX000 too: `classify` tells it by its routine.
         "XX": Rule(
             _N,
             evict=True,

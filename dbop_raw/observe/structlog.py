@@ -1,6 +1,6 @@
-"""An observer that logs with structlog.
+"""An observer that logs each event with structlog.
 
-It never configures structlog: how a line looks and where it goes is the user's.
+It never configures structlog: what a line looks like and where it goes is decided by the application.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from dbop_raw.events import Event
 
 __all__ = ["StructlogObserver"]
 
-# What a person should see by default; all else is for following one call, and logs at debug.
+# These tell an operator of trouble. The others are for following a single call, and log at debug level.
 _WARNINGS: tuple[type[Event], ...] = (
     events.AcquireTimedOut,
     events.Shed,
@@ -28,17 +28,19 @@ _WARNINGS: tuple[type[Event], ...] = (
 
 
 class StructlogObserver:
-    """`Engine(pool, observer=StructlogObserver())`.
+    """Logs every event of an engine: `Engine(pool, observer=StructlogObserver())`.
 
-    Each event is a line, its name the message and its fields the keys.
+    The event's name (`pool.acquired`, say) is the log message, its fields are the keys. Trouble (a call that
+    was shed, a retry that was refused, a COMMIT in doubt, …) is logged as a warning, all else at debug level.
 
-    `logger`: any structlog logger; None takes `structlog.get_logger("dbop_raw")`.
+    Args:
+        logger: A structlog logger; None takes `structlog.get_logger("dbop_raw")`.
     """
 
     def __init__(self, logger: Any = None) -> None:
         self._logger = structlog.get_logger("dbop_raw") if logger is None else logger
 
     def __call__(self, event: Event) -> None:
-        """Log it."""
+        """Log the event."""
         log = self._logger.warning if isinstance(event, _WARNINGS) else self._logger.debug
         log(event.name, **{field.name: getattr(event, field.name) for field in dataclasses.fields(event)})

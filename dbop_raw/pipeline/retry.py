@@ -155,9 +155,9 @@ class Retry:
                     scope.retries += 1
                     scope.calls = dict(calls)
                     control.rollback_to()
-                    if isinstance(exc, OperationTimeout) and not exc.by_server:
-                        # The server did not keep its own limit: find out now, and not for long, whether it
-                        # still answers.
+                    if isinstance(exc, TimeoutError) and not getattr(exc, "by_server", False):
+                        # A timeout, ours or the driver's, that the server did not keep: find out now, and not
+                        # for long, whether it still answers.
                         await scope.repair(exc, frame, scope.settings.bounds.grace)
                     await anyio.sleep(delay)
         except BaseException:

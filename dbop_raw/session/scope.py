@@ -22,7 +22,7 @@ import asyncpg
 
 from dbop_raw.driver.connection import Connection, discard, is_gone
 from dbop_raw.driver.counting import CountingConnection
-from dbop_raw.failure.classify import classify
+from dbop_raw.failure.classify import Phase, classify
 from dbop_raw.failure.errors import RollbackFailed, TransactionMisuse
 from dbop_raw.failure.policy import Attempts
 from dbop_raw.failure.sqlstate import Repair, Verdict
@@ -121,7 +121,11 @@ class Scope:
 
     def verdict(self, exc: BaseException) -> Verdict:
         """`classify` with this engine's own rows, and with what the connection's state adds."""
-        verdict = classify(exc, overrides=self.settings.verdicts, closed=is_gone(self.conn))
+        gone = is_gone(self.conn)
+        # A connection that is gone can't be asked.
+        inside = self.control.state is not _NONE or (not gone and self.conn.is_in_transaction())
+        phase = Phase.BODY if inside else Phase.STATEMENT
+        verdict = classify(exc, overrides=self.settings.verdicts, closed=gone, phase=phase)
         if self.readonly and verdict.sqlstate == "25006":
             # The caller asked for READ ONLY and wrote all the same: no fail-over, and no other server would
             # let it.

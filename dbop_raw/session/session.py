@@ -13,13 +13,13 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 import anyio
-import asyncpg
 
 from dbop_raw.driver import sql
 from dbop_raw.driver.connection import Connection, discard, is_customised, is_gone
 from dbop_raw.driver.underway import EagerCall
 from dbop_raw.failure.errors import CommitUnknown, OperationTimeout, RollbackFailed, TransactionAborted
 from dbop_raw.failure.policy import Attempts
+from dbop_raw.failure.refusal import refuses_commit
 from dbop_raw.session.control import State
 from dbop_raw.session.frame import Frame
 from dbop_raw.session.scope import Scope, register, unregister
@@ -28,9 +28,6 @@ from dbop_raw.session.settings import Settings
 __all__ = ["Session"]
 
 T = TypeVar("T")
-
-# Codes by which a server says itself that it does not know the outcome.
-_OUTCOME_UNKNOWN = frozenset({"40003", "08007"})
 
 
 class Session(Scope):
@@ -265,21 +262,8 @@ def _judge(answer: EagerCall[str]) -> None:
     except asyncio.CancelledError:
         raise CommitUnknown from None
     except Exception as exc:
-        if _refused(exc):
+        if refuses_commit(exc):
             raise
         raise CommitUnknown from exc
     if tag != sql.COMMIT:
         raise TransactionAborted
-
-
-def _refused(exc: BaseException) -> bool:
-    """Is `exc` a definite no to COMMIT? Then nothing is committed; anything else leaves it open.
-
-    An ERROR of the server is: it aborts the transaction. FATAL and PANIC are not: the session may have been
-    ended while it waited for a standby, after the commit. An `InterfaceError` says that nothing was sent.
-    """
-    sqlstate = getattr(exc, "sqlstate", None)
-    if sqlstate is not None:
-        # Not by class: asyncpg makes a warning's class of an ERROR with a code of class 01 or 02.
-        return getattr(exc, "severity_en", None) == "ERROR" and sqlstate not in _OUTCOME_UNKNOWN
-    return isinstance(exc, asyncpg.InterfaceError)

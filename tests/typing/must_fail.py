@@ -9,9 +9,12 @@ from dbop_raw import (
     Engine,
     JsonlRejects,
     Operation,
+    Repair,
     RetryPolicy,
+    Rule,
     batch,
     chain,
+    classify,
     copy_into,
     copy_text,
     each,
@@ -81,6 +84,8 @@ def operations() -> None:
     timeout("1")  # E: seconds are a number
     timeout(1, 0.5)  # E: options are keyword-only
     RetryPolicy(4)  # E: options are keyword-only
+    Rule(Repair.NEVER, blame="user")  # E: one of four words
+    classify(ValueError(), phase="body")  # E: a Phase
     RetryPolicy(attempts="4")  # E: a whole number
     POLICY.attempts = 3  # E: frozen
 

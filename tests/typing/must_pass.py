@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import AsyncIterator, Awaitable, Iterator
-from typing import Any, assert_type
+from typing import Any, Literal, assert_type
 
 import asyncpg
 
@@ -14,13 +14,17 @@ from dbop_raw import (
     Engine,
     Event,
     Failed,
+    GroupFailed,
     IngestReport,
     JsonlRejects,
     Ledger,
     Operation,
+    Phase,
     Reject,
+    Repair,
     RetryBudget,
     RetryPolicy,
+    Rule,
     Verdict,
     batch,
     chain,
@@ -146,4 +150,9 @@ async def ingests(engine: Engine, rows: list[Row], stream: AsyncIterator[Row]) -
 def verdicts(error: Exception, awaitable: Awaitable[int]) -> None:
     assert_type(classify(error), Verdict)
     assert_type(classify(error).transient, bool)
+    assert_type(
+        classify(error, closed=False, phase=Phase.BODY).blame, Literal["item", "caller", "load", "server"]
+    )
+    Rule(Repair.NEVER, item=True, reason="ours", blame="caller")
+    assert_type(GroupFailed(index=1).index, int)
     Reject(index=1, item=awaitable, sqlstate=None, condition="TypeError", message="…")

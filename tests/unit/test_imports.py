@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
 import sys
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -99,3 +101,14 @@ def test_what_is_public_is_documented(name: str) -> None:
 @pytest.mark.parametrize("module", MODULES)
 def test_every_module_says_what_it_is_for(module: str) -> None:
     assert ast.get_docstring(ast.parse(MODULES[module].read_text(encoding="utf-8")))
+
+
+def test_the_picture_of_the_house_has_every_room_on_its_floor() -> None:
+    project = Path(__file__).parents[2]
+    contract = tomllib.loads((project / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]
+    layers = [layer.split(" | ") for layer in contract["contracts"][0]["layers"]]
+    picture = (project / "bench/house.svg").read_text(encoding="utf-8")
+    floors: dict[int, list[str]] = {}
+    for y, room in re.findall(r'<text class="room" x="\d+" y="(\d+)">([\w.]+)</text>', picture):
+        floors.setdefault(int(y), []).append(room)
+    assert [floors[y] for y in sorted(floors)] == layers

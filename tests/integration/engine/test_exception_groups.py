@@ -201,7 +201,7 @@ async def made(pool: asyncpg.Pool, code: str) -> asyncpg.PostgresError:
         (["55P03"], Repair.SAVEPOINT),
         (["40001"], Repair.TRANSACTION),
         (["55P03", "40001"], Repair.TRANSACTION),
-        (["40001", "57P03"], Repair.CONNECTION),
+        (["40001", "26000"], Repair.CONNECTION),
         (["55P03", "40003"], Repair.UNKNOWN),
         (["55P03", "23505"], Repair.NEVER),
         (["23505", "42601"], Repair.NEVER),

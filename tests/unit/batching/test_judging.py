@@ -25,7 +25,7 @@ NEEDS_MORE_THAN_A_SAVEPOINT = (Repair.TRANSACTION, Repair.CONNECTION, Repair.UNK
 
 
 def verdict(repair: Repair, *, item: bool = False, sqlstate: str = "XX000") -> Verdict:
-    return Verdict(sqlstate, "of the test", repair, evict=False, item=item, reason="")
+    return Verdict(sqlstate, "of the test", repair, evict=False, item=item, reason="", blame="server")
 
 
 def gave_up(cause: BaseException) -> RetriesExhausted:

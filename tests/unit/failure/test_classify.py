@@ -12,13 +12,15 @@ import pytest
 from asyncpg import exceptions
 from asyncpg.exceptions import _base
 
-from dbop_raw.failure.classify import classify
+from dbop_raw.failure import errors
+from dbop_raw.failure.classify import Phase, classify
 from dbop_raw.failure.errors import (
     AcquireTimeout,
     CommitUnknown,
     DbopError,
     EngineClosed,
     EngineOverloaded,
+    GroupFailed,
     OperationTimeout,
     PolicyError,
     RetriesExhausted,
@@ -118,6 +120,24 @@ def test_a_row_level_security_policy_refuses_a_row_and_a_missing_privilege_the_s
     assert not classify(server_error("42501", R="aclcheck_error")).item
 
 
+def test_a_row_that_citus_refuses_under_copy_is_the_rows_fault_on_a_healthy_connection() -> None:
+    # multi_copy.c: the worker's message without its code.
+    verdict = classify(server_error("XX000", R="ReportCopyError"))
+    assert (verdict.repair, verdict.item, verdict.evict, verdict.blame) == (N, True, False, "item")
+    bug = classify(server_error("XX000", R="elog_internal"))
+    assert (bug.repair, bug.item, bug.evict, bug.blame) == (N, False, True, "server")
+
+
+def test_a_worker_of_citus_that_is_lost_under_copy_is_another_node() -> None:
+    verdict = classify(server_error("58030", R="ReportCopyError"))
+    assert (verdict.repair, verdict.item, verdict.evict, verdict.blame) == (T, False, False, "server")
+
+
+def test_a_session_that_ends_in_that_routine_is_gone_all_the_same() -> None:
+    verdict = classify(server_error("XX000", "FATAL", R="ReportCopyError"))
+    assert (verdict.item, verdict.evict) == (False, True)
+
+
 @pytest.mark.parametrize("key", ["0A000", "0A"])
 def test_overrides_win_over_the_table_and_over_the_routine(key: str) -> None:
     rows = {key: Rule(N, item=True, reason="ours")}
@@ -194,7 +214,7 @@ def test_an_error_inside_the_driver_is_no_items_fault(
         IndexError(),
         ValueError(),
         RuntimeError(),
-        ExceptionGroup("x", [OSError()]),
+        EOFError(),
     ],
 )
 def test_an_error_of_the_body_or_of_a_value_is_one_items_fault(error: Exception) -> None:
@@ -206,19 +226,180 @@ def test_an_error_of_the_body_or_of_a_value_is_one_items_fault(error: Exception)
 @pytest.mark.parametrize(
     "error", [OSError(), ConnectionRefusedError(), socket.gaierror(), FileNotFoundError(), ssl.SSLEOFError()]
 )
-def test_an_error_of_connecting_sent_nothing(error: OSError) -> None:
-    verdict = classify(error)
+@pytest.mark.parametrize("phase", [None, Phase.ACQUIRE])
+def test_an_error_of_connecting_sent_nothing(error: OSError, phase: Phase | None) -> None:
+    verdict = classify(error, phase=phase)
     assert (verdict.repair, verdict.evict, verdict.item) == (C, True, False)
 
 
 @pytest.mark.parametrize("error", [ssl.SSLError(), ssl.SSLCertVerificationError()])
-def test_a_refusal_of_tls_is_never_repaired(error: OSError) -> None:
-    assert classify(error).repair is N
+@pytest.mark.parametrize("phase", [None, Phase.ACQUIRE])
+def test_a_refusal_of_tls_is_never_repaired(error: OSError, phase: Phase | None) -> None:
+    assert classify(error, phase=phase).repair is N
 
 
-def test_a_timeout_that_is_not_ours_leaves_the_outcome_unknown() -> None:
+def test_a_timeout_of_which_nothing_is_known_leaves_the_outcome_unknown() -> None:
     verdict = classify(TimeoutError())
     assert (verdict.repair, verdict.evict) == (U, True)
+
+
+def test_a_timeout_while_connecting_sent_nothing() -> None:
+    assert classify(TimeoutError(), phase=Phase.ACQUIRE).repair is C
+
+
+OWN = [OSError(), FileNotFoundError(), ConnectionResetError(), TimeoutError(), EOFError(), ssl.SSLError()]
+
+
+def in_module(name: str, error: Exception) -> Exception:
+    """The error as code of that module raises it."""
+    scope: dict[str, Any] = {"__name__": name, "error": error}
+    exec("def f():\n    raise error", scope)  # noqa: S102 - a frame of another module
+    with pytest.raises(type(error)):
+        scope["f"]()
+    return error
+
+
+def raised(error: Exception) -> Exception:
+    """The error as a body raises it."""
+    return in_module("service.orders", error)
+
+
+@pytest.mark.parametrize("error", OWN, ids=lambda error: type(error).__name__)
+@pytest.mark.parametrize("phase", [Phase.BODY, Phase.STATEMENT])
+@pytest.mark.parametrize("closed", [False, None])
+def test_an_error_of_the_bodys_own_input_or_output_is_permanent_and_evicts_nothing(
+    error: Exception, phase: Phase, closed: bool | None
+) -> None:
+    verdict = classify(raised(error), closed=closed, phase=phase)
+    assert (verdict.repair, verdict.evict, verdict.item, verdict.blame) == (N, False, True, "caller")
+    assert (verdict.sqlstate, verdict.condition) == (None, type(error).__name__)
+
+
+@pytest.mark.parametrize("error", [error for error in OWN if isinstance(error, OSError)], ids=repr)
+def test_such_an_error_on_a_connection_that_is_gone_may_be_of_the_line(error: Exception) -> None:
+    verdict = classify(raised(error), closed=True, phase=Phase.BODY)
+    assert (verdict.repair, verdict.evict, verdict.item, verdict.blame) == (U, True, False, "server")
+
+
+def test_the_drivers_own_timeout_in_a_transaction_is_repaired_from_a_savepoint() -> None:
+    timed_out = in_module("asyncpg.protocol.protocol", TimeoutError())
+    verdict = classify(timed_out, closed=False, phase=Phase.BODY)
+    assert (verdict.repair, verdict.evict, verdict.item, verdict.blame) == (S, False, True, "load")
+
+
+def test_the_drivers_own_timeout_of_a_statement_that_commits_by_itself_leaves_the_outcome_unknown() -> None:
+    timed_out = in_module("asyncpg.protocol.protocol", TimeoutError())
+    verdict = classify(timed_out, closed=False, phase=Phase.STATEMENT)
+    assert (verdict.repair, verdict.evict, verdict.item) == (U, False, False)
+
+
+def test_a_file_that_the_driver_was_to_read_is_the_bodys_own() -> None:
+    missing = in_module("asyncpg.connection", FileNotFoundError())
+    assert classify(missing, closed=False, phase=Phase.BODY).repair is N
+
+
+# --- statements that commit by themselves
+
+
+@pytest.mark.parametrize("code", ["08006", "57P01", "57P02", "58030"])
+def test_a_statement_that_commits_by_itself_may_be_done_where_a_node_or_the_system_failed(code: str) -> None:
+    assert classify(server_error(code), phase=Phase.BODY).repair in {T, C}
+    verdict = classify(server_error(code), phase=Phase.STATEMENT)
+    assert (verdict.repair, verdict.item) == (U, False)
+
+
+def test_a_statement_that_commits_by_itself_may_be_done_whatever_an_override_says() -> None:
+    rows = {"XX000": Rule(T, reason="ours")}
+    assert classify(server_error("XX000"), overrides=rows, phase=Phase.BODY).repair is T
+    assert classify(server_error("XX000"), overrides=rows, phase=Phase.STATEMENT).repair is U
+
+
+@pytest.mark.parametrize("code", ["57P01", "57P02"])
+def test_a_session_ended_in_the_middle_of_such_a_statement_leaves_its_outcome_unknown(code: str) -> None:
+    # Ended while it waited for a synchronous standby, it is committed.
+    verdict = classify(lost_line(server_error(code, "FATAL")), closed=True, phase=Phase.STATEMENT)
+    assert (verdict.repair, verdict.evict) == (U, True)
+    assert classify(lost_line(server_error(code, "FATAL")), closed=True, phase=Phase.BODY).repair is C
+
+
+@pytest.mark.parametrize("code", ["40001", "40P01", "55P03", "55006"])
+def test_a_statement_that_commits_by_itself_can_be_repeated_where_it_was_refused(code: str) -> None:
+    assert classify(server_error(code), phase=Phase.STATEMENT) == classify(server_error(code))
+
+
+def test_a_statement_whose_rows_the_driver_could_not_read_may_be_done() -> None:
+    outdated = exceptions.OutdatedSchemaCacheError("x")
+    assert classify(outdated, phase=Phase.BODY).repair is T
+    assert classify(outdated, phase=Phase.STATEMENT).repair is U
+
+
+# --- groups
+
+
+def group(*errors: Exception) -> ExceptionGroup[Exception]:
+    return ExceptionGroup("tasks", errors)
+
+
+OWN_TIMEOUT = OperationTimeout(seconds=1, by_server=True)
+
+
+@pytest.mark.parametrize(
+    ("errors", "repair"),
+    [
+        ((server_error("40001"),), T),
+        ((server_error("55P03"), OWN_TIMEOUT), S),
+        ((server_error("55P03"), server_error("40001")), T),
+        ((server_error("40001"), server_error("26000")), C),
+        ((server_error("40001"), server_error("23505")), N),
+        ((server_error("26000"), ValueError()), N),
+        ((server_error("40001"), lost_line()), U),
+        ((ValueError(), lost_line()), U),
+    ],
+)
+def test_a_group_needs_the_strictest_repair_of_its_leaves(
+    errors: tuple[Exception, ...], repair: Repair
+) -> None:
+    for order in (errors, errors[::-1]):
+        assert classify(group(*order)).repair is repair
+        assert classify(group(group(*order[:1]), *order[1:])).repair is repair
+
+
+def test_in_a_transaction_a_lost_line_in_a_group_is_less_than_a_permanent_error() -> None:
+    # Before COMMIT an unknown outcome is a sure rollback: what counts is that a leaf fails again.
+    assert classify(group(lost_line(), ValueError()), phase=Phase.BODY).repair is N
+    assert classify(group(lost_line(), server_error("40001")), phase=Phase.BODY).repair is U
+    assert classify(group(lost_line(), ValueError()), phase=Phase.STATEMENT).repair is U
+
+
+def test_a_group_evicts_if_one_leaf_does_and_is_an_items_fault_only_if_all_are() -> None:
+    verdict = classify(group(server_error("23505"), server_error("26000")))
+    assert (verdict.evict, verdict.item) == (True, False)
+    verdict = classify(group(server_error("23505"), ValueError()))
+    assert (verdict.evict, verdict.item, verdict.sqlstate) == (False, True, "23505")
+
+
+def test_a_leaf_of_a_group_is_judged_with_overrides_phase_and_the_state_of_the_connection() -> None:
+    assert classify(group(server_error("23505")), overrides={"23505": Rule(T, reason="x")}).repair is T
+    assert classify(group(raised(OSError())), phase=Phase.BODY, closed=False).repair is N
+    assert classify(group(server_error("40001")), closed=True).repair is C
+
+
+def test_a_group_with_a_cancellation_inside_is_a_cancellation() -> None:
+    mixed = BaseExceptionGroup("tasks", [server_error("40001"), asyncio.CancelledError()])
+    verdict = classify(mixed)
+    assert (verdict.repair, verdict.evict, verdict.item) == (N, True, False)
+
+
+# --- whom to blame
+
+
+@pytest.mark.parametrize("module", ["asyncpg.protocol.protocol", "dbop_raw.batching.writers"])
+def test_a_value_that_can_not_be_sent_is_the_items_fault_and_a_bug_in_the_body_the_callers(
+    module: str,
+) -> None:
+    for error in (TypeError(), OverflowError()):
+        assert classify(in_module(module, error)).blame == "item"
+        assert classify(raised(error.with_traceback(None))).blame == "caller"
 
 
 @pytest.mark.parametrize("error", [asyncio.CancelledError(), KeyboardInterrupt(), GeneratorExit()])
@@ -239,6 +420,7 @@ OURS: list[tuple[DbopError, Repair, bool, bool]] = [
     (SkipLimitExceeded(limit=1, failed=()), N, False, False),
     (PolicyError("x"), N, False, False),
     (TransactionMisuse("x"), N, False, False),
+    (GroupFailed(index=0), N, False, True),
     (CommitUnknown(), U, True, False),
     (TransactionAborted(), N, False, False),
     (RollbackFailed(original=None, rollback_error=OSError()), C, True, False),
@@ -252,6 +434,55 @@ def test_an_error_of_our_own_has_its_verdict(
     verdict = classify(error)
     assert (verdict.repair, verdict.evict, verdict.item) == (repair, evict, item)
     assert verdict.condition == type(error).__name__
+
+
+@pytest.mark.parametrize(
+    ("error", "blame"),
+    [
+        (OperationTimeout(seconds=1, by_server=True), "load"),
+        (OperationTimeout(seconds=1), "load"),
+        (AcquireTimeout(seconds=1, size=1, max_size=1, idle=0, waiting=1), "load"),
+        (EngineOverloaded(waiting=1, max_waiting=1, max_size=1), "load"),
+        (EngineClosed(), "server"),
+        (RetriesExhausted(attempts=1, elapsed=1, reason="attempts"), "load"),
+        (SkipLimitExceeded(limit=1, failed=()), "item"),
+        (PolicyError("x"), "caller"),
+        (TransactionMisuse("x"), "caller"),
+        (GroupFailed(index=0), "item"),
+        (CommitUnknown(), "server"),
+        (TransactionAborted(), "caller"),
+        (RollbackFailed(original=None, rollback_error=OSError()), "server"),
+    ],
+)
+def test_our_own_errors_say_whom_to_blame(error: DbopError, blame: str) -> None:
+    assert classify(error).blame == blame
+
+
+def test_every_error_of_ours_is_judged_here() -> None:
+    judged = {type(error) for error, *_ in OURS}
+    assert judged == {getattr(errors, name) for name in errors.__all__} - {DbopError}
+
+
+def test_a_retry_that_gave_up_is_load_whatever_it_gave_up_on() -> None:
+    error = RetriesExhausted(attempts=2, elapsed=1, reason="attempts")
+    error.__cause__ = lost_line()
+    assert classify(error).blame == "load"
+
+
+@pytest.mark.parametrize("code", ["23505", "55P03", "42601"])
+def test_a_companion_is_judged_like_the_item_that_failed_but_without_its_code(code: str) -> None:
+    companion, outer = GroupFailed(index=3), GroupFailed(index=4)
+    companion.__cause__, outer.__cause__ = server_error(code), companion
+    first = classify(server_error(code))
+    for error in (companion, outer):
+        verdict = classify(error)
+        assert (verdict.sqlstate, verdict.condition) == (None, "GroupFailed")
+        assert (verdict.repair, verdict.blame, verdict.item, verdict.evict) == (
+            first.repair,
+            first.blame,
+            True,
+            False,
+        )
 
 
 @pytest.mark.parametrize("levels", [1, 2])

@@ -7,15 +7,20 @@ import copy
 import pickle
 from collections.abc import Callable
 
+import asyncpg
 import pytest
+from asyncpg.exceptions import _base
 
+from dbop_raw import Failed
 from dbop_raw.failure import errors
+from dbop_raw.failure.classify import classify
 from dbop_raw.failure.errors import (
     AcquireTimeout,
     CommitUnknown,
     DbopError,
     EngineClosed,
     EngineOverloaded,
+    GroupFailed,
     OperationTimeout,
     PolicyError,
     RetriesExhausted,
@@ -38,6 +43,7 @@ EXAMPLES: list[DbopError] = [
     RollbackFailed(original=ValueError("x"), rollback_error=TimeoutError()),
     RollbackFailed(original=None, rollback_error=TimeoutError()),
     SkipLimitExceeded(limit=1, failed=("a secret", "another")),
+    GroupFailed(index=7),
     PolicyError("attempts=0 is not allowed"),
 ]
 
@@ -62,6 +68,90 @@ def test_an_error_survives_a_copy_and_a_pickle(
     assert {key: repr(value) for key, value in vars(again).items()} == {
         key: repr(value) for key, value in vars(error).items()
     }
+
+
+def pickled(error: DbopError) -> DbopError:
+    again: DbopError = pickle.loads(pickle.dumps(error))
+    return again
+
+
+def server(code: str, **fields: str) -> asyncpg.PostgresError:
+    """An error of the server as the driver makes it."""
+    return asyncpg.PostgresError.new(
+        {"S": "ERROR", "V": "ERROR", "C": code, "M": "m", "D": "d", **fields}, query="SELECT 1"
+    )
+
+
+@pytest.mark.parametrize("error", EXAMPLES, ids=lambda error: type(error).__name__)
+def test_the_cause_of_an_error_travels_with_it(error: DbopError) -> None:
+    given = type(error).__new__(type(error))
+    given.args, given.__dict__ = error.args, dict(vars(error))
+    given.__cause__ = server("23505", n="t_pkey", t="t")
+    again = pickled(given)
+    assert isinstance(again.__cause__, asyncpg.UniqueViolationError)
+    assert vars(again.__cause__) == vars(given.__cause__)
+    assert vars(again).keys() == vars(given).keys()
+    assert copy.copy(given).__cause__ is given.__cause__
+
+
+def test_an_error_without_a_cause_has_none_afterwards() -> None:
+    again = pickled(RetriesExhausted(attempts=4, elapsed=1.25, reason="budget"))
+    assert again.__cause__ is None
+    assert not again.__suppress_context__
+
+
+def test_causes_in_a_circle_travel() -> None:
+    error = CommitUnknown()
+    error.__cause__ = error
+    again = pickled(error)
+    assert again.__cause__ is again
+
+
+def test_a_chain_of_our_own_errors_travels_whole() -> None:
+    error, inner = RetriesExhausted(attempts=2, elapsed=1.0, reason="attempts"), CommitUnknown()
+    inner.__cause__ = server("XX000")
+    error.__cause__ = inner
+    cause = pickled(error).__cause__
+    assert isinstance(cause, CommitUnknown)
+    assert isinstance(cause.__cause__, asyncpg.InternalServerError)
+
+
+@pytest.mark.parametrize(
+    "inner",
+    [
+        server("23505", n="t_pkey", t="t", s="public", R="_bt_check_unique"),
+        _base.DataError("invalid input", hint="look at it"),
+        asyncpg.InterfaceError("connection is closed"),
+        ExceptionGroup("two", [server("40001"), ValueError("v")]),
+        OperationTimeout(seconds=1.0),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_an_error_inside_an_error_travels_with_its_fields(inner: Exception) -> None:
+    rollback = pickled(RollbackFailed(original=inner, rollback_error=inner, savepoint=True))
+    assert isinstance(rollback, RollbackFailed)
+    for found in (rollback.original, rollback.rollback_error):
+        assert type(found) is type(inner)
+        assert str(found) == str(inner)
+        assert {k: repr(v) for k, v in vars(found).items()} == {k: repr(v) for k, v in vars(inner).items()}
+    assert rollback.savepoint
+
+
+def test_the_failed_items_of_a_skip_limit_travel_with_error_and_verdict() -> None:
+    companion = GroupFailed(index=3)
+    companion.__cause__ = server("23503")
+    failed = tuple(
+        Failed(index, {"id": index}, error, classify(error))
+        for index, error in [(3, server("23503")), (4, companion)]
+    )
+    again = pickled(SkipLimitExceeded(limit=1, failed=failed, total=9))
+    assert isinstance(again, SkipLimitExceeded)
+    assert again.limit == 1
+    assert [(one.index, one.item, one.verdict) for one in again.failed] == [
+        (one.index, one.item, one.verdict) for one in failed
+    ]
+    assert again.failed[0].error.sqlstate == "23503"
+    assert again.failed[1].error.__cause__.sqlstate == "23503"
 
 
 @pytest.mark.parametrize("error", EXAMPLES, ids=lambda error: type(error).__name__)

@@ -130,10 +130,13 @@ def test_a_measured_code_has_the_repair_that_was_measured(
     assert (verdict.repair, verdict.evict) == (repair, evict)
 
 
-@pytest.mark.parametrize("code", ["08000", "08001", "08003", "08004", "08006"])
+@pytest.mark.parametrize(
+    "code",
+    ["08000", "08001", "08003", "08004", "08006", "25P03", "57P01", "57P02", "57P03", "57P05"],
+)
 def test_a_live_server_that_lost_another_node_asks_for_a_new_transaction_on_any_connection(code: str) -> None:
     verdict = verdict_of(code, severity="ERROR")
-    assert (verdict.repair, verdict.evict, verdict.item) == (T, False, False)
+    assert (verdict.repair, verdict.evict, verdict.item, verdict.blame) == (T, False, False, "server")
 
 
 @pytest.mark.parametrize("code", ["08000", "08003", "08006"])
@@ -201,6 +204,66 @@ def test_a_code_of_the_users_own_functions_is_permanent_and_one_rows_fault() -> 
     verdict = verdict_of("MY001", severity="ERROR")
     assert (verdict.sqlstate, verdict.condition, verdict.repair) == ("MY001", "unknown", N)
     assert (verdict.item, verdict.evict) == (True, False)
+
+
+# --- whom to blame
+
+BLAME = {
+    "item": (
+        "21000 22P02 22003 23502 23503 23505 23514 23P01 40002 44000 54000 54001 P0001 02000 09000 38000"
+    ),
+    "caller": (
+        "42601 42501 42P01 42P05 26000 0A000 25P02 28000 28P01 2D000 34000 3B001 3D000 3F000 54011 55000 "
+        "55P02 0B000"
+    ),
+    "load": "40000 40001 40P01 53000 53200 53300 55006 55P03 57014 25P04 HV001",
+    "server": (
+        "08000 08003 08006 08007 08P01 25006 40003 53100 53400 57P01 57P02 57P03 57P04 57P05 58000 58030 "
+        "58P01 F0000 HV000 HV00N XX000 XX001 XX002"
+    ),
+}
+
+
+@pytest.mark.parametrize(
+    ("code", "blame"), [(code, who) for who, codes in BLAME.items() for code in codes.split()]
+)
+def test_whom_to_blame(code: str, blame: str) -> None:
+    assert verdict_of(code, severity="ERROR").blame == blame
+
+
+@pytest.mark.parametrize("code", sorted(CONDITIONS))
+def test_blame_agrees_with_what_the_table_says_of_the_code(code: str) -> None:
+    verdict = verdict_of(code, severity="ERROR")
+    if verdict.item and not verdict.transient:
+        # Nothing helps, and one row can cause it: these values will never do.
+        assert verdict.blame == "item"
+    if verdict.blame == "item":
+        assert not verdict.transient
+        assert not verdict.evict
+    if verdict.blame == "load" and not verdict.transient:
+        # By a limit or by somebody, and not for us to start again.
+        assert code in {"57014", "25P04"}
+    if verdict.blame == "caller" and verdict.transient:
+        # The pool has a statement cache behind a pooler that can't have one.
+        assert code in {"26000", "42P05"}
+
+
+@pytest.mark.parametrize("code", sorted(CONDITIONS))
+def test_no_row_is_blamed_for_a_session_that_ended(code: str) -> None:
+    assert verdict_of(code, severity="FATAL").blame != "item"
+    assert verdict_of(code, severity="FATAL").blame in {verdict_of(code).blame, "server"}
+
+
+def test_an_override_can_say_whom_to_blame_and_else_it_follows_from_the_row() -> None:
+    rows = normalise_overrides({"23505": Rule(N, blame="caller"), "23503": T, "42P01": Rule(N, item=True)})
+    blamed = {code: verdict_of(code, severity="ERROR", overrides=rows).blame for code in rows}
+    assert blamed == {"23505": "caller", "23503": "load", "42P01": "item"}
+
+
+def test_a_blame_that_is_not_known_is_refused() -> None:
+    wrong: Any = "user"
+    with pytest.raises(PolicyError, match="'item', 'caller', 'load', 'server'"):
+        Rule(N, blame=wrong)
 
 
 # --- for every code and severity

@@ -34,8 +34,8 @@ async def test_a_commit_answered_with_rollback_is_transaction_aborted() -> None:
     played.check()
 
 
-@pytest.mark.parametrize("code", ["23505", "40001", "40P01", "25P02", "01000", "02000", "53100"])
-async def test_an_error_of_the_server_at_commit_is_definite(code: str) -> None:
+@pytest.mark.parametrize("code", ["23505", "40001", "40P01", "55P03", "P0001", "22012", "01000", "02000"])
+async def test_an_error_by_which_postgresql_refuses_a_commit_is_definite(code: str) -> None:
     refused = server_error(code)
     played = Played([BEGIN, INSERT, Step("COMMIT", error=refused)])
     with pytest.raises(type(refused)) as caught:
