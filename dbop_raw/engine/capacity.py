@@ -143,9 +143,16 @@ class Capacity:
         seconds = self._acquire_timeout if timeout is None else timeout
         started = clock()
         counters.waiting += 1
+        checkout: Checkout | None
         try:
             if self._free and not self._line:
-                checkout = await self._take_free(started + seconds)
+                # Most likely one is free, and costs no timer.
+                self._free -= 1
+                taking: EagerCall[Connection] = EagerCall(self._pool.acquire())
+                if taking.done:
+                    checkout = self._checkout(taking.result())
+                else:
+                    checkout = await self._take(taking, started + seconds)
             else:
                 checkout = await self._stand_in_line(started + seconds)
         except asyncio.CancelledError:
@@ -153,29 +160,32 @@ class Capacity:
             raise
         finally:
             counters.waiting -= 1
-            self._tell_drain()
-        waited = clock() - started
+            if self._ended is not None:
+                self._ended.set()
         if checkout is None:
-            raise self._timed_out(waited, seconds)
+            raise self._timed_out(clock() - started, seconds)
+        waited = checkout.since - started
         if self._cut:
             await self.release(checkout)
             raise EngineClosed
-        counters.acquired(waited)
+        self._took(checkout, waited)
+        return checkout
+
+    def _took(self, checkout: Checkout, waited: float) -> None:
+        """Count it, tell the observer, and watch how long it is held."""
+        self.counters.acquired(waited)
         checkout.task = asyncio.current_task()
         if self.settings.observer is not None:
             self.settings.emit(events.Acquired(waited=waited))
         if self._leak_after is not None:
             self._watch(checkout, self._leak_after)
-        return checkout
 
-    async def _take_free(self, deadline: float) -> Checkout | None:
-        """Take a connection that is most likely free; it then costs no timer. None: not in time."""
-        self._free -= 1
-        taking: EagerCall[Connection] = EagerCall(self._pool.acquire())
-        if taking.done:
-            return self._checkout(taking.result())
-        # Somebody else took it, it was closed, or the pool's `setup=` is at work. It goes on in this task,
-        # and no cancel scope of anyio's may begin now: one that `setup` has begun would be inside of it.
+    async def _take(self, taking: EagerCall[Connection], deadline: float) -> Checkout | None:
+        """Wait for a connection that the pool did not give at once; None: not in time.
+
+        Somebody else took it, it was closed, or the pool's `setup=` is at work. It goes on in this task, and
+        no cancel scope of anyio's may begin now: one that `setup` has begun would be inside of it.
+        """
         limit = asyncio.timeout_at(deadline if math.isfinite(deadline) else None)
         self._taking += 1
         try:
@@ -338,7 +348,7 @@ class Capacity:
                 self._evict(checkout, error)
         elif self._line and await self._handed_over(checkout, deadline):
             return
-        await self._to_pool(checkout, deadline, seconds)
+        await self._to_pool(checkout, self._seconds(deadline) if seconds is None else seconds)
 
     def _evict(self, checkout: Checkout, error: Verdict) -> None:
         self.counters.evicted += 1
@@ -382,7 +392,7 @@ class Capacity:
         self._let_go(checkout, ended)
         following = self._checkout(conn, checkout.handed_over + 1)
         if waiter is None:
-            await self._to_pool(following, deadline)
+            await self._to_pool(following, self._seconds(deadline))
         else:
             waiter.set_result(following)
         return True
@@ -406,14 +416,12 @@ class Capacity:
                 }
             )
 
-    async def _to_pool(self, checkout: Checkout, deadline: float, seconds: float | None = None) -> None:
+    async def _to_pool(self, checkout: Checkout, seconds: float) -> None:
         ended = self.settings.clock()
         alive = not is_gone(checkout.conn)
         try:
             with anyio.CancelScope(shield=True):
-                await self._pool.release(
-                    checkout.conn, timeout=self._seconds(deadline) if seconds is None else seconds
-                )
+                await self._pool.release(checkout.conn, timeout=seconds)
             self._free += alive
         except Exception as exc:  # noqa: BLE001 - asyncpg has terminated the connection
             self._could_not_reset(checkout, exc)
@@ -425,7 +433,8 @@ class Capacity:
     def _let_go(self, checkout: Checkout, ended: float) -> None:
         self.counters.held_seconds += ended - checkout.since
         self._held.discard(checkout)
-        self._tell_drain()
+        if self._ended is not None:
+            self._ended.set()
 
     async def _expire(self, checkout: Checkout, verdict: Verdict) -> None:
         """Expire the pool once for each loss.

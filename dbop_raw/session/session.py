@@ -90,7 +90,8 @@ class Session(Scope):
         register(self)
         try:
             result = await step(self, frame)
-            await self._last(frame, last)
+            if last is not None or self.control.must_send:
+                await self._last(frame, last)
         except BaseException as exc:
             unregister(self)
             await self.rollback(exc)
