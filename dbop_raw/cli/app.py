@@ -1,16 +1,10 @@
-"""The command line of `dbop-raw`: options and help. Needs the extra `cli`."""
+"""The commands of `dbop-raw`, put together: each is in a file of its own. Needs the extra `cli`."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated
-
 import typer
 
-from dbop_raw.cli import ingest as ingesting
-from dbop_raw.cli import pool_size as sizing
-from dbop_raw.cli import sqlstate as explaining
-from dbop_raw.sources.csv import Dialect
+from dbop_raw.cli import ingest, pool_size, sqlstate
 
 __all__ = ["app"]
 
@@ -22,120 +16,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Load a CSV file into PostgreSQL, bad rows set aside; explain a SQLSTATE.",
 )
-
-_INGEST = """Load a CSV file with a header into a table, in chunks of one transaction each.
-
-Rows that the server refuses go to a file, each with its SQLSTATE and the server's message; all others are
-written. The server's own types parse the values. `.gz` and `.zip` (of one file) are unpacked, `-` is standard
-input.
-
-A line that is no CSV row (wrong number of fields, stray quote, wrong encoding) ends it: all before that line
-is in. An error that every row would meet (no privilege, disk full) or `--skip-limit` ends it too. Whatever
-ends it, the last line says what is in the table.
-
-**Exit code**: 0 finished, also with rejects · 1 stopped on the way · 2 the file, table, column or option
-can't be used, or a broken line · 130 Ctrl-C.
-
-**Examples**
-
-    dbop-raw ingest events.csv --table events --dsn postgresql://app@localhost/app
-
-    dbop-raw ingest flights.csv.gz --table flights --null NA --workers 4 --ledger flights-2013
-
-    zcat big.csv.gz | dbop-raw ingest - --table big --columns id,body --skip-limit 100
-"""
-
-_SQLSTATE = """Explain a SQLSTATE: what it means, who can repair it, and what dbop_raw does about it.
-
-**Examples**
-
-    dbop-raw sqlstate 40P01
-
-    dbop-raw sqlstate deadlock_detected
-
-    dbop-raw sqlstate 40
-"""
-
-
-def _one_character(value: str) -> str:
-    value = "\t" if value in {"\\t", "tab"} else value
-    if len(value) != 1 or value in '"\r\n':
-        raise typer.BadParameter("give one character, such as , or ; or tab")
-    return value
-
-
-def _encoding(value: str) -> str:
-    try:
-        newline = "\n".encode(value)
-    except LookupError as exc:
-        raise typer.BadParameter(f"Python knows no encoding {value!r}") from exc
-    if newline != b"\n":
-        raise typer.BadParameter(f"{value} can't be read line by line: convert the file to UTF-8 before")
-    return value
-
-
-@app.command(help=_INGEST)
-def ingest(
-    file: Annotated[str, typer.Argument(metavar="FILE", help="CSV file, or - for standard input.")],
-    *,
-    table: Annotated[str, typer.Option(help="Table to write to; its name as it is, without quotes.")],
-    schema: Annotated[str | None, typer.Option(help="Its schema. Default: by the search_path.")] = None,
-    dsn: Annotated[
-        str | None, typer.Option(help="postgresql:// URL. Default: DATABASE_URL, else PGHOST, PGUSER, ….")
-    ] = None,
-    columns: Annotated[
-        str | None, typer.Option(help="Columns of the header to load, as a,b,c. Default: all of them.")
-    ] = None,
-    null: Annotated[
-        str,
-        typer.Option(help="A field of exactly this text is NULL, quoted or not. Default: the empty field."),
-    ] = "",
-    delimiter: Annotated[
-        str, typer.Option(callback=_one_character, help="Between fields: one character, or tab.")
-    ] = ",",
-    encoding: Annotated[
-        str, typer.Option(callback=_encoding, help="Of the file, as Python names it.")
-    ] = "utf-8",
-    rejects: Annotated[
-        Path | None, typer.Option(help="File for rejected rows. Default: FILE's name + .rejects.jsonl, here.")
-    ] = None,
-    workers: Annotated[int, typer.Option(min=1, help="Chunks in flight at a time, a connection each.")] = 4,
-    size: Annotated[int, typer.Option(min=1, help="Rows in a chunk.")] = 1000,
-    skip_limit: Annotated[
-        int | None, typer.Option(min=0, help="Stop when more rows than that are rejected.")
-    ] = None,
-    ledger: Annotated[
-        str | None,
-        typer.Option(help="Remember under this name which chunks are in: the same command goes on there."),
-    ] = None,
-    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
-) -> None:
-    """Load a CSV file."""
-    job = ingesting.Job(
-        file=file,
-        table=table,
-        schema=schema,
-        dsn=dsn,
-        columns=None if columns is None else tuple(columns.split(",")),
-        dialect=Dialect(delimiter, null, encoding),
-        rejects=rejects,
-        workers=workers,
-        size=size,
-        skip_limit=skip_limit,
-        ledger=ledger,
-        quiet=quiet,
-    )
-    raise typer.Exit(ingesting.run(job))
-
-
-@app.command(help=_SQLSTATE)
-def sqlstate(
-    code: Annotated[
-        str, typer.Argument(metavar="CODE", help="Five characters, a class of two, or a condition's name.")
-    ],
-) -> None:
-    """Explain a code."""
-    raise typer.Exit(explaining.run(code))
-
-
-app.command("pool-size", help=sizing.HELP)(sizing.pool_size)
+app.command("ingest", help=ingest.HELP)(ingest.command)
+app.command("sqlstate", help=sqlstate.HELP)(sqlstate.command)
+app.command("pool-size", help=pool_size.HELP)(pool_size.pool_size)

@@ -1,203 +1,105 @@
-"""`dbop-raw ingest`: a CSV file into a table, and the truth about what is in when it ends."""
+"""`dbop-raw ingest`: its options and its help. What it does with them is in `loading.py`."""
 
 from __future__ import annotations
 
-import asyncio
-import os
-import sys
-from collections.abc import AsyncIterable, Callable, Iterable
-from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
+from typing import Annotated
 
-import asyncpg
+import typer
 
-from dbop_raw.batching.batch import batch
-from dbop_raw.batching.writers.copy_text import copy_text
-from dbop_raw.cli import show
-from dbop_raw.cli.target import Target, TargetError, connect
-from dbop_raw.engine.engine import Engine
-from dbop_raw.failure.errors import DbopError, PolicyError, RetriesExhausted, SkipLimitExceeded
-from dbop_raw.ingestion.ingest import IngestReport
-from dbop_raw.ingestion.ingest import ingest as ingest_stream
-from dbop_raw.ingestion.ledger import Ledger
-from dbop_raw.sources.csv import (
-    STDIN,
-    CsvRows,
-    Dialect,
-    Input,
-    Row,
-    SourceError,
-    in_thread,
-    open_input,
-    rows_in_thread,
-)
+from dbop_raw.cli.loading import Job, run
+from dbop_raw.sources.csv import Dialect
 
-__all__ = ["INTERRUPTED", "STOPPED", "UNUSABLE", "Job", "load", "run"]
+__all__ = ["HELP", "command"]
 
-# Exit codes; the last is a shell's for a program that SIGINT ended.
-STOPPED, UNUSABLE, INTERRUPTED = 1, 2, 130
+HELP = """Load a CSV file with a header into a table, in chunks of one transaction each.
 
-_ENDINGS = (".gz", ".zip", ".csv", ".tsv", ".txt")
+Rows that the server refuses go to a file, each with its SQLSTATE and the server's message; all others are
+written. The server's own types parse the values. `.gz` and `.zip` (of one file) are unpacked, `-` is standard
+input.
 
+A line that is no CSV row (wrong number of fields, stray quote, wrong encoding) ends it: all before that line
+is in. An error that every row would meet (no privilege, disk full) or `--skip-limit` ends it too. Whatever
+ends it, the last line says what is in the table.
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
-    """What was asked for on the command line."""
+**Exit code**: 0 finished, also with rejects · 1 stopped on the way · 2 the file, table, column or option
+can't be used, or a broken line · 130 Ctrl-C.
 
-    file: str
-    table: str
-    schema: str | None = None
-    dsn: str | None = None
-    columns: tuple[str, ...] | None = None
-    """None: all of the file's header."""
-    dialect: Dialect = field(default_factory=Dialect)
-    rejects: Path | None = None
-    workers: int = 4
-    size: int = 1000
-    skip_limit: int | None = None
-    ledger: str | None = None
-    quiet: bool = False
+**Examples**
 
-    @property
-    def rejects_path(self) -> Path:
-        """Where rejects go: as asked for, else named after the file, in the current folder."""
-        if self.rejects is not None:
-            return self.rejects
-        if self.file == STDIN:
-            return Path("stdin.rejects.jsonl")
-        name = Path(self.file).name
-        while name.lower().endswith(_ENDINGS):
-            name = name[: name.rindex(".")]
-        return Path(f"{name or 'rows'}.rejects.jsonl")
+    dbop-raw ingest events.csv --table events --dsn postgresql://app@localhost/app
+
+    dbop-raw ingest flights.csv.gz --table flights --null NA --workers 4 --ledger flights-2013
+
+    zcat big.csv.gz | dbop-raw ingest - --table big --columns id,body --skip-limit 100
+"""
 
 
-def run(job: Job) -> int:
-    """Do it, tell of it on standard output and standard error, and give the exit code."""
-    running = _Running(job)
+def _one_character(value: str) -> str:
+    value = "\t" if value in {"\\t", "tab"} else value
+    if len(value) != 1 or value in '"\r\n':
+        raise typer.BadParameter("give one character, such as , or ; or tab")
+    return value
+
+
+def _encoding(value: str) -> str:
     try:
-        return asyncio.run(running.main())
-    except KeyboardInterrupt:
-        running.complain("stopped by Ctrl-C")
-        return INTERRUPTED
+        newline = "\n".encode(value)
+    except LookupError as exc:
+        raise typer.BadParameter(f"Python knows no encoding {value!r}") from exc
+    if newline != b"\n":
+        raise typer.BadParameter(f"{value} can't be read line by line: convert the file to UTF-8 before")
+    return value
 
 
-async def load(
-    engine: Engine,
-    rows: CsvRows,
-    source: Input,
-    job: Job,
+def command(
+    file: Annotated[str, typer.Argument(metavar="FILE", help="CSV file, or - for standard input.")],
     *,
-    sink: show.TallySink,
-    progress: Callable[[IngestReport], None],
-) -> IngestReport:
-    """Write `rows` into the job's table with COPY, in chunks; raises what `ingest` does."""
-    # A pipe is read in a thread, so that waiting for it leaves no transaction hanging; a file is read faster
-    # right here, a chunk at a time.
-    items: Iterable[Row] | AsyncIterable[Row] = (
-        rows_in_thread(iter(rows), job.size) if source.may_wait else rows
+    table: Annotated[str, typer.Option(help="Table to write to; its name as it is, without quotes.")],
+    schema: Annotated[str | None, typer.Option(help="Its schema. Default: by the search_path.")] = None,
+    dsn: Annotated[
+        str | None, typer.Option(help="postgresql:// URL. Default: DATABASE_URL, else PGHOST, PGUSER, ….")
+    ] = None,
+    columns: Annotated[
+        str | None, typer.Option(help="Columns of the header to load, as a,b,c. Default: all of them.")
+    ] = None,
+    null: Annotated[
+        str,
+        typer.Option(help="A field of exactly this text is NULL, quoted or not. Default: the empty field."),
+    ] = "",
+    delimiter: Annotated[
+        str, typer.Option(callback=_one_character, help="Between fields: one character, or tab.")
+    ] = ",",
+    encoding: Annotated[
+        str, typer.Option(callback=_encoding, help="Of the file, as Python names it.")
+    ] = "utf-8",
+    rejects: Annotated[
+        Path | None, typer.Option(help="File for rejected rows. Default: FILE's name + .rejects.jsonl, here.")
+    ] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Chunks in flight at a time, a connection each.")] = 4,
+    size: Annotated[int, typer.Option(min=1, help="Rows in a chunk.")] = 1000,
+    skip_limit: Annotated[
+        int | None, typer.Option(min=0, help="Stop when more rows than that are rejected.")
+    ] = None,
+    ledger: Annotated[
+        str | None,
+        typer.Option(help="Remember under this name which chunks are in: the same command goes on there."),
+    ] = None,
+    quiet: Annotated[bool, typer.Option("--quiet", help="No progress bar.")] = False,
+) -> None:
+    """Load a CSV file."""
+    job = Job(
+        file=file,
+        table=table,
+        schema=schema,
+        dsn=dsn,
+        columns=None if columns is None else tuple(columns.split(",")),
+        dialect=Dialect(delimiter, null, encoding),
+        rejects=rejects,
+        workers=workers,
+        size=size,
+        skip_limit=skip_limit,
+        ledger=ledger,
+        quiet=quiet,
     )
-    return await ingest_stream(
-        engine,
-        items,
-        batch(copy_text(job.table, columns=rows.columns, schema=job.schema)),
-        size=job.size,
-        workers=job.workers,
-        rejects=sink,
-        skip_limit=job.skip_limit,
-        ledger=None if job.ledger is None else Ledger(job.ledger),
-        progress=progress,
-    )
-
-
-class _Running:
-    """One job on its way, and what is known of it when it stops."""
-
-    def __init__(self, job: Job) -> None:
-        self._job = job
-        self._report: IngestReport | None = None
-        self._sink: show.TallySink | None = None
-
-    async def main(self) -> int:
-        try:
-            source = open_input(self._job.file)
-            try:
-                return await self._write(source)
-            finally:
-                source.close()
-        except (SourceError, TargetError, PolicyError) as exc:
-            return self.complain(str(exc), UNUSABLE)
-        except SkipLimitExceeded as exc:
-            last = show.describe(exc.failed[-1].error)
-            rows = show.plural(exc.limit, "row")
-            return self.complain(f"more than {rows} rejected (--skip-limit), the last for: {last}")
-        except RetriesExhausted as exc:
-            cause = exc.__cause__ if isinstance(exc.__cause__, Exception) else exc
-            return self.complain(f"gave up after {exc.attempts} tries: {show.describe(cause)}")
-        except (DbopError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as exc:
-            return self.complain(show.describe(exc))
-
-    async def _write(self, source: Input) -> int:
-        job = self._job
-        self._sink = sink = _open_sink(job.rejects_path)
-        async with connect(job.dsn, connections=job.workers) as engine:
-            rows = await self._matching(engine, source)
-            with show.progress_bar(source, quiet=job.quiet) as progress:
-
-                def keep(report: IngestReport) -> None:
-                    self._report = report
-                    progress(report)
-
-                report = await load(engine, rows, source, job, sink=sink, progress=keep)
-        if rows.broken is not None:
-            return self.complain(str(rows.broken), UNUSABLE)
-        print(show.summary(report))
-        show.print_tally(sink)
-        return 0
-
-    async def _matching(self, engine: Engine, source: Input) -> CsvRows:
-        """The rows of the source, once it is sure that the table has their columns."""
-        job = self._job
-        target = await engine.run(
-            lambda conn: Target.find(conn, job.table, job.schema), readonly=True, autocommit=True
-        )
-        # With a ledger the chunks must be cut alike the next time, so none is cut short by a broken line.
-        make = partial(CsvRows, source, job.dialect, raise_broken=job.ledger is not None)
-        # In a thread: the header of a pipe may be long in coming.
-        rows = await in_thread(make)
-        if job.columns is not None:
-            rows.select(job.columns)
-        target.check(rows.columns)
-        return rows
-
-    def complain(self, what: str, code: int = STOPPED) -> int:
-        """Say on standard error why it stopped, and what is in and what is not; gives `code`."""
-        report = self._report
-        if report is not None and self._sink is not None:
-            print(show.summary(report))
-            show.print_tally(self._sink)
-        print(f"dbop-raw: {what.rstrip('.')}. {self._state(report)}", file=sys.stderr)
-        return code
-
-    def _state(self, report: IngestReport | None) -> str:
-        if report is None or not (report.written or report.skipped or report.rolled_back or report.rejected):
-            return "Nothing was written."
-        rows, chunks = show.plural(report.written, "row"), show.plural(report.chunks, "chunk")
-        told = f"{rows} of {chunks} are in the table, and {report.rejected:,} rejected"
-        if report.rolled_back:
-            told += f"; {show.plural(report.rolled_back, 'chunk')} in flight rolled back, or never sent"
-        if self._job.ledger is not None:
-            return f"{told}. The ledger knows which: the same command goes on from there."
-        if report.finished:
-            return f"{told}: all that comes before that line, and nothing from it on."
-        return (
-            f"{told}. These need not be the first of the file: before you run it again, empty the table; "
-            "with --ledger it would go on from there."
-        )
-
-
-def _open_sink(path: Path) -> show.TallySink:
-    """The file for rejects. Raises `PolicyError` when it can't be written, before anything is."""
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise PolicyError(f"the rejects file {path} can't be written: name another with --rejects")
-    return show.TallySink(path)
+    raise typer.Exit(run(job))

@@ -13,11 +13,20 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from dbop_raw.ingestion.ingest import IngestReport
 from dbop_raw.ingestion.rejects import JsonlRejects, Reject
-from dbop_raw.sources.csv import Input
+from dbop_raw.ingestion.report import IngestReport
+from dbop_raw.sources.files import Input
 
-__all__ = ["Tally", "TallySink", "describe", "plural", "print_tally", "progress_bar", "rounded", "summary"]
+__all__ = [
+    "RejectKind",
+    "TallySink",
+    "describe",
+    "plural",
+    "print_tally",
+    "progress_bar",
+    "rounded",
+    "summary",
+]
 
 # Where the output is no terminal, a table may be so wide (characters).
 _WIDTH = 140
@@ -26,17 +35,17 @@ _DRAWN_A_SECOND = 4
 
 
 def plural(number: int, word: str) -> str:
-    """`1 row`, `2,000 rows`."""
+    """Count in words: `1 row`, `2,000 rows`."""
     return f"{number:,} {word}{'' if number == 1 else 's'}"
 
 
 def rounded(number: float) -> str:
-    """A whole number to three figures: what follows them says nothing about the next run."""
+    """Round to three figures: what follows them says nothing about the next run."""
     return f"{float(f'{number:.3g}'):,.0f}"
 
 
 def summary(report: IngestReport) -> str:
-    """One line of an ingest's numbers."""
+    """Give an ingest's numbers in one line."""
     parts = [
         f"read {report.read:,}",
         f"written {report.written:,}",
@@ -51,8 +60,8 @@ def summary(report: IngestReport) -> str:
 
 
 @dataclass(slots=True)
-class Tally:
-    """One kind of rejects: how many, and as an example the one that comes first in the source."""
+class RejectKind:
+    """Rejects of one SQLSTATE and constraint: how many, and the one that comes first in the source."""
 
     sqlstate: str
     condition: str
@@ -62,35 +71,34 @@ class Tally:
 
 
 class TallySink:
-    """A sink of rejects that counts what it hands on to a file, by SQLSTATE and constraint.
-
-    `before`: the bytes that the file had already: rejects of an earlier run, to which these are appended.
-    """
+    """A sink of rejects that counts what it hands on to a file, by SQLSTATE and constraint."""
 
     def __init__(self, path: Path) -> None:
         self.file = JsonlRejects(path)
         self.before = path.stat().st_size if path.exists() else 0
-        self.tallies: dict[tuple[str, str, str], Tally] = {}
+        """Bytes that the file had already: rejects of an earlier run, to which these are appended."""
+        self.kinds: dict[tuple[str, str, str], RejectKind] = {}
 
     async def write(self, rejects: Sequence[Reject]) -> None:
-        """Append them, and then count them. Raises `OSError` when the file can't be written."""
+        """Append them, and then count them; an `OSError` when the file can't be written."""
         await self.file.write(rejects)
         for one in rejects:
             key = (one.sqlstate or "", one.condition, one.constraint or "")
-            tally = self.tallies.setdefault(key, Tally(*key, example=one))
-            tally.count += 1
-            if one.index < tally.example.index:
-                tally.example = one
-
-    @property
-    def count(self) -> int:
-        """How many there were."""
-        return sum(tally.count for tally in self.tallies.values())
+            kind = self.kinds.setdefault(key, RejectKind(*key, example=one))
+            kind.count += 1
+            if one.index < kind.example.index:
+                kind.example = one
 
 
 def print_tally(sink: TallySink, file: Any = None) -> None:
-    """Print what rows were rejected for, the most frequent reason first, and where they are."""
-    if not sink.tallies:
+    """Print what rows were rejected for, the most frequent reason first, and where they are.
+
+    Args:
+        sink: Counted them.
+        file: Where to print; None: standard output.
+
+    """
+    if not sink.kinds:
         return
     file = sys.stdout if file is None else file
     console = Console(file=file, width=None if file.isatty() else _WIDTH, highlight=False, markup=False)
@@ -99,9 +107,9 @@ def print_tally(sink: TallySink, file: Any = None) -> None:
     for heading in ("SQLSTATE", "constraint"):
         table.add_column(heading, overflow="fold")
     table.add_column("example", overflow="fold", ratio=1)
-    for tally in sorted(sink.tallies.values(), key=lambda tally: -tally.count):
-        code = f"{tally.sqlstate} {tally.condition}".strip()
-        table.add_row(f"{tally.count:,}", code, tally.constraint or "-", _example(tally.example))
+    for kind in sorted(sink.kinds.values(), key=lambda kind: -kind.count):
+        code = f"{kind.sqlstate} {kind.condition}".strip()
+        table.add_row(f"{kind.count:,}", code, kind.constraint or "-", _example(kind.example))
     console.print(table)
     appended = ", appended to those of earlier runs" if sink.before else ""
     console.print(f"rejects, one JSON object a line: {sink.file.path}{appended}", soft_wrap=True)
@@ -116,9 +124,15 @@ def _example(reject: Reject) -> str:
 
 @contextlib.contextmanager
 def progress_bar(source: Input, *, quiet: bool = False) -> Iterator[Callable[[IngestReport], None]]:
-    """Show a bar on standard error, and give what `ingest(progress=…)` takes; no bar where no terminal is.
+    """Show a bar on standard error, where that is a terminal.
 
-    The bar counts the file's bytes, or only moves where their number is not known.
+    Args:
+        source: What is read: the bar counts its bytes, or only moves where their number is not known.
+        quiet: Show none.
+
+    Yields:
+        What `ingest(progress=…)` takes.
+
     """
     console = Console(stderr=True)
     if quiet or not console.is_terminal:
@@ -149,7 +163,7 @@ def progress_bar(source: Input, *, quiet: bool = False) -> Iterator[Callable[[In
 
 
 def describe(exc: BaseException) -> str:
-    """An error in one line: the server's with its code, another with its name where it says nothing."""
+    """Tell an error in one line: the server's with its code, another by its name where it says nothing."""
     what = " ".join(str(exc).split("\n")[0].split())
     sqlstate = getattr(exc, "sqlstate", None)
     if sqlstate:

@@ -5,10 +5,24 @@ from __future__ import annotations
 import difflib
 import sys
 import textwrap
+from typing import Annotated
+
+import typer
 
 from dbop_raw.failure.sqlstate import CONDITIONS, Repair, Verdict, verdict_of
 
-__all__ = ["NotFound", "explain", "run"]
+__all__ = ["HELP", "NotFound", "command", "explain"]
+
+HELP = """Explain a SQLSTATE: what it means, who can repair it, and what dbop_raw does about it.
+
+**Examples**
+
+    dbop-raw sqlstate 40P01
+
+    dbop-raw sqlstate deadlock_detected
+
+    dbop-raw sqlstate 40
+"""
 
 _CLASS, _CODE = 2, 5
 _WIDTH = 100
@@ -41,18 +55,32 @@ class NotFound(LookupError):
     """There is no such code, class or condition; the message names near ones."""
 
 
-def run(asked: str) -> int:
-    """Print the explanation, or what is near; gives the exit code."""
+def command(
+    code: Annotated[
+        str, typer.Argument(metavar="CODE", help="Five characters, a class of two, or a condition's name.")
+    ],
+) -> None:
+    """Explain a code."""
     try:
-        print(explain(asked))
+        print(explain(code))
     except NotFound as exc:
         print(f"dbop-raw: {exc}", file=sys.stderr)
-        return 2
-    return 0
+        raise typer.Exit(2) from None
 
 
 def explain(asked: str) -> str:
-    """Explain a code (`40P01`), a class (`40`) or a condition (`deadlock_detected`); raises `NotFound`."""
+    """Explain a SQLSTATE in some lines of text.
+
+    Args:
+        asked: A code (`40P01`), a class (`40`) or a condition (`deadlock_detected`), in either case.
+
+    Returns:
+        The explanation.
+
+    Raises:
+        NotFound: There is none such in PostgreSQL 18.
+
+    """
     code, name = asked.strip().upper(), asked.strip().lower()
     if len(code) == _CLASS and (codes := [one for one in sorted(CONDITIONS) if one.startswith(code)]):
         return _explain_class(code, codes)

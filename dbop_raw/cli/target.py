@@ -49,7 +49,17 @@ class Target:
 
     @staticmethod
     async def find(conn: Connection, table: str, schema: str | None) -> Target:
-        """Look a table up: an operation. Raises `TargetError`, with near names, when there is none."""
+        """Look a table up: an operation.
+
+        Args:
+            conn: The operation's connection.
+            table: Its name, as it is.
+            schema: Its schema; None: by the search_path.
+
+        Raises:
+            TargetError: There is none; the message has near names.
+
+        """
         oid = await conn.fetchval(
             "SELECT pg_catalog.to_regclass($1)::pg_catalog.oid", sql.relation(table, schema)
         )
@@ -64,7 +74,15 @@ class Target:
         return Target(table, schema, columns, frozenset(row["attname"] for row in rows if row["generated"]))
 
     def check(self, columns: Sequence[str]) -> None:
-        """Raise `TargetError` for a column that can't be written, or is named twice."""
+        """Make sure that columns can be written.
+
+        Args:
+            columns: Their names.
+
+        Raises:
+            TargetError: One is not there, is generated, or is named twice.
+
+        """
         for name in columns:
             if name in self.generated:
                 raise TargetError(
@@ -101,14 +119,14 @@ async def _no_table(conn: Connection, table: str, schema: str | None) -> str:
 
 
 def near(name: str, names: Sequence[str]) -> str:
-    """` (did you mean 'x'?)` where some of `names` are like `name`, else nothing."""
+    """Give ` (did you mean 'x'?)` where some of `names` are like `name`, else nothing."""
     lower = {other.lower(): other for other in names}
     found = difflib.get_close_matches(name.lower(), lower, n=3)
     return f" (did you mean {' or '.join(repr(lower[one]) for one in found)}?)" if found else ""
 
 
 def server_name(dsn: str | None) -> str:
-    """What a message may say of a server: user, host, port and database, and never a password."""
+    """Give what a message may say of a server: user, host, port and database, and never a password."""
     if dsn is None:
         named = f"{os.environ.get('PGHOST', 'this machine')}, port {os.environ.get('PGPORT', '5432')}"
         return f"{named} (there is no --dsn and no {DSN_VARIABLE}, so by PGHOST and PGPORT or as usual)"
@@ -128,9 +146,18 @@ def server_name(dsn: str | None) -> str:
 
 @contextlib.asynccontextmanager
 async def connect(dsn: str | None, *, connections: int) -> AsyncIterator[Engine]:
-    """Open an engine on `dsn`, else the environment's DATABASE_URL, else libpq's PG* variables.
+    """Open an engine.
 
-    Raises `TargetError` when it can't connect.
+    Args:
+        dsn: Where to; None: the environment's DATABASE_URL, else libpq's PG* variables.
+        connections: How many it may open.
+
+    Yields:
+        The engine.
+
+    Raises:
+        TargetError: It can't connect.
+
     """
     dsn = dsn or os.environ.get(DSN_VARIABLE) or None
     async with contextlib.AsyncExitStack() as stack:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 from dbop_raw.failure.errors import PolicyError, RetriesExhausted
 
-__all__ = ["Attempts", "RetryBudget", "RetryPolicy", "next_delay", "positive_seconds"]
+__all__ = ["Attempts", "RetryBudget", "RetryPolicy", "next_delay", "positive_seconds", "whole_number"]
 
 # 2 ** 1024 overflows a float; no delay grows for so long anyway.
 _LARGEST_EXPONENT = 1000
@@ -43,7 +43,8 @@ def _number(name: str, value: float) -> None:
         raise PolicyError(f"{name}={value!r} is not a number: give one, for example {name}=1.5")
 
 
-def _whole_number(name: str, value: int, least: int) -> None:
+def whole_number(name: str, value: int, least: int) -> None:
+    """Raise `PolicyError` when `value` is not a whole number of at least `least`."""
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
         raise PolicyError(f"{name}={value!r} is not allowed: give a whole number of at least {least}")
 
@@ -73,7 +74,7 @@ class RetryPolicy:
     """By how much the longest wait grows from one start to the next; at least 1."""
 
     def __post_init__(self) -> None:
-        _whole_number("attempts", self.attempts, 1)
+        whole_number("attempts", self.attempts, 1)
         positive_seconds("first_delay", self.first_delay)
         positive_seconds("max_delay", self.max_delay)
         if self.max_delay < self.first_delay:

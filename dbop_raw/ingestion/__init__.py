@@ -1,1 +1,1 @@
-"""A stream of items in as many transactions as it takes: chunks, ledger, rejects."""
+"""A stream of items in as many transactions as it takes: reader, chunks, ledger, rejects, report."""

@@ -1,4 +1,8 @@
-"""`Ledger`: which chunks of a source are in, kept in a table and written in each chunk's own transaction."""
+"""`Ledger`: which chunks of a source are in.
+
+Kept in a table, and written in each chunk's own transaction: so a row stands or falls with its chunk, and
+also tells what became of a COMMIT in doubt.
+"""
 
 from __future__ import annotations
 
@@ -18,12 +22,10 @@ __all__ = ["Ledger"]
 class Ledger:
     """Lets an ingest go on where it stopped.
 
-    Run the same source again with the same `size` and the same ledger's name, and nothing is twice, nothing
-    is lost.
-
-    The table is made when it is not there. Its row for a chunk stands or falls with the chunk, and settles a
-    COMMIT in doubt as well. To begin from the start again, delete the ledger's rows: `DELETE FROM
-    dbop_raw_ledger WHERE name = '…'`.
+    Run the same source again with the same `size` and the same ledger's name, and nothing is written twice
+    and nothing is lost. The table is made when it is not there. To begin from the start again, delete the
+    ledger's
+    rows: `DELETE FROM dbop_raw_ledger WHERE name = '…'`.
     """
 
     name: str
@@ -34,8 +36,9 @@ class Ledger:
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name.strip() or "\0" in self.name:
-            message = f"Ledger(name={self.name!r}): give a name for this source, such as 'events-2026-11'"
-            raise PolicyError(message)
+            raise PolicyError(
+                f"Ledger(name={self.name!r}): give a name for this source, such as 'events-2026-11'"
+            )
         sql.relation(self.table, self.schema)
 
     @property
@@ -54,25 +57,29 @@ class Ledger:
         )
 
     async def done(self, conn: Connection, size: int) -> dict[int, int]:
-        """The chunks that are in, with their numbers of items: an operation.
+        """Read which chunks are in, with their numbers of items: an operation.
 
-        Raises `PolicyError` when they were cut with another `size`: then the chunks' numbers mean other
-        items.
+        Args:
+            conn: The operation's connection.
+            size: Items in a chunk, as the source is cut now.
+
+        Raises:
+            PolicyError: They were cut with another `size`, so the chunks' numbers mean other items.
+
         """
         rows = await conn.fetch(
             f"SELECT chunk, size, items FROM {self.relation} WHERE name OPERATOR(pg_catalog.=) $1", self.name
         )
         other = {row["size"] for row in rows} - {size}
         if other:
-            message = (
+            raise PolicyError(
                 f"the ledger {self.name!r} was written with size={min(other)}, and now size={size}: use the "
                 "same size again, or another name"
             )
-            raise PolicyError(message)
         return {row["chunk"]: row["items"] for row in rows}
 
     def record(self, chunk: int, size: int, items: int) -> RowRecord:
-        """The row of one chunk."""
+        """Make the row of one chunk, which also resolves its COMMIT."""
         values = f"{sql.literal(self.name)}, {chunk:d}, {size:d}, {items:d}"
         insert = f"INSERT INTO {self.relation} (name, chunk, size, items) VALUES ({values})"
         return RowRecord(insert)

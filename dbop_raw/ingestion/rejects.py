@@ -1,4 +1,7 @@
-"""Where an ingest puts the items that could not be written: a protocol, and a file of JSON lines."""
+"""Where an ingest puts the items that could not be written: a protocol, and a file of JSON lines.
+
+A reject must not be lost because it is odd: what JSON has no form for is kept as its text.
+"""
 
 from __future__ import annotations
 
@@ -39,6 +42,10 @@ class RejectSink(Protocol):
         """Keep them: when this returns they are safe.
 
         Called once for each chunk that has any, from several tasks but one at a time.
+
+        Args:
+            rejects: Those of one chunk, in the order of the source.
+
         """
         ...
 
@@ -48,27 +55,34 @@ class JsonlRejects:
 
     The file is made for its owner alone (mode 0600), since it holds the items as they came. Whole lines are
     appended in one write; a last line that a crash cut short is ended first, so that the next one stands by
-    itself. With `sync=True` each write waits for the disk.
+    itself.
     """
 
     def __init__(self, path: str | os.PathLike[str], *, sync: bool = False) -> None:
+        """Name the file; it is opened with the first reject.
+
+        Args:
+            path: A file in a folder that is there.
+            sync: Each write waits for the disk.
+
+        Raises:
+            PolicyError: The path is a folder, or in none.
+
+        """
         self.path = Path(path)
         self._sync = sync
         if self.path.is_dir():
-            message = f"rejects file {str(self.path)!r} is a folder: name a file in it"
-            raise PolicyError(message)
+            raise PolicyError(f"rejects file {str(self.path)!r} is a folder: name a file in it")
         if not self.path.parent.is_dir():
-            message = (
+            raise PolicyError(
                 f"rejects file {str(self.path)!r} can't be made: there is no folder {str(self.path.parent)!r}"
             )
-            raise PolicyError(message)
 
     def __repr__(self) -> str:
-        """With the path."""
         return f"JsonlRejects({str(self.path)!r})"
 
     async def write(self, rejects: Sequence[Reject]) -> None:
-        """Append them. Raises `OSError` when the file can't be written."""
+        """Append them; an `OSError` when the file can't be written."""
         lines = "".join(_line(reject) for reject in rejects)
         # Not to be abandoned by a cancellation: half a line would be lost.
         await to_thread.run_sync(self._append, lines.encode("utf-8", "surrogatepass"))
@@ -105,7 +119,7 @@ def _line(reject: Reject) -> str:
 
 
 def _plain(value: object) -> object:
-    """What JSON has no form for: bytes as hex, the rest as its text."""
+    """Give what JSON has no form for: bytes as hex, the rest as its text."""
     if isinstance(value, (bytes, bytearray, memoryview)):
         return "\\x" + bytes(value).hex()
     if isinstance(value, (set, frozenset)):

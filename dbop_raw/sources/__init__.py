@@ -1,1 +1,1 @@
-"""Where items come from."""
+"""Where items come from: files opened by their ending, and what is read out of them."""

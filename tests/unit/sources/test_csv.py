@@ -14,16 +14,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dbop_raw.sources.csv import (
-    BrokenLine,
-    CsvRows,
-    Dialect,
-    Input,
-    Row,
-    SourceError,
-    open_input,
-    rows_in_thread,
-)
+from dbop_raw.sources.csv import BrokenLine, CsvRows, Dialect, Row
+from dbop_raw.sources.files import Input, SourceError, open_input
+from dbop_raw.sources.threads import items_in_thread
 
 
 def rows_of(text: str | bytes, dialect: Dialect | None = None, *, raise_broken: bool = False) -> CsvRows:
@@ -202,7 +195,7 @@ def test_a_file_is_read_lazily() -> None:
 @pytest.mark.anyio
 async def test_rows_read_in_a_thread_are_the_same_rows_in_order() -> None:
     text = "a,b\n" + "".join(f"{n},x\n" for n in range(1234))
-    found = [list(row) async for row in rows_in_thread(iter(rows_of(text)), 100)]
+    found = [list(row) async for row in items_in_thread(iter(rows_of(text)), 100)]
     assert found == [list(row) for row in rows_of(text)]
 
 
