@@ -64,6 +64,11 @@ class Batch(Generic[Item, R]):
         """As it is written."""
         return f"batch({self._name})"
 
+    @property
+    def writer(self) -> Writer[Item, R]:
+        """What writes the items."""
+        return self._writer
+
     def __call__(self, items: Sequence[Item]) -> Operation[BatchResult[Item, R]]:
         """Make the operation that writes `items`.
 

@@ -302,7 +302,12 @@ _LONGEST_NAME = 63
 
 
 async def make_reference_table(conn: Connection, relation: str) -> None:
-    """Make `relation` a reference table of Citus, unless it is one."""
+    """Make `relation` a reference table of Citus, unless it is one; `PolicyError` where there is no Citus."""
+    if not await conn.fetchval("SELECT pg_catalog.to_regclass('pg_catalog.pg_dist_partition') IS NOT NULL"):
+        raise PolicyError(
+            "reference=True needs Citus, which this database has not got: leave it out, or CREATE EXTENSION "
+            "citus"
+        )
     known = (
         "SELECT EXISTS (SELECT FROM pg_catalog.pg_dist_partition "
         "WHERE logicalrelid OPERATOR(pg_catalog.=) $1::pg_catalog.text::pg_catalog.regclass)"

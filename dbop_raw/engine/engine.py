@@ -176,16 +176,34 @@ class Engine:
         return result
 
     async def run_recorded(
-        self, op: AnyOperation[T], record: CommitRecord | None, *, retry: RetryPolicy | None = None
+        self,
+        op: AnyOperation[T],
+        record: CommitRecord | None,
+        *,
+        retry: RetryPolicy | None = None,
+        readonly: bool = False,
     ) -> T:
-        """`run` for code built on the engine, whose COMMIT is resolved by a record that the caller brings.
+        """`run` for the workers of code built on the engine.
+
+        A COMMIT is resolved, by a record that the caller brings. A worker waits for a connection however
+        long, and is not shed: there is a bounded number of them.
 
         Args:
             op: What runs.
             record: What the transaction leaves behind (a ledger's row); None: a record of the engine's own.
             retry: As for `run`.
+            readonly: As for `run`; then nothing is in doubt.
         """
-        result: T = await self._run(op, retry, begin=sql.begin(), resolve=True, record=record).to_the_end()
+        run = self._run(
+            op,
+            retry,
+            begin=sql.begin(readonly=readonly),
+            readonly=readonly,
+            resolve=not readonly,
+            record=record,
+            patient=True,
+        )
+        result: T = await run.to_the_end()
         return result
 
     def _run(
@@ -198,6 +216,7 @@ class Engine:
         readonly: bool = False,
         timeout: float | None = None,
         record: CommitRecord | None = None,
+        patient: bool = False,
     ) -> Run:
         """What is asked for, checked."""
         op = to_operation(op)
@@ -214,6 +233,7 @@ class Engine:
             limit=op.limit if retry is None else None,
             resolve=resolve,
             record=record,
+            patient=patient,
         )
         if settings.budget is not None:
             settings.budget.deposit()

@@ -83,6 +83,8 @@ class Call(NamedTuple):
     """Is a COMMIT in doubt to be looked up?"""
     record: CommitRecord | None = None
     """What the transaction leaves behind for that; None: a record of the engine's own."""
+    patient: bool = False
+    """Wait for a connection however long, and be refused by nobody: of a bounded number of workers."""
 
 
 class Committed(NamedTuple, Generic[T]):
@@ -188,7 +190,11 @@ class Run:
         phase = Phase.ACQUIRE
         with scope or _NO_DEADLINE:
             try:
-                checkout = await self.capacity.acquire()
+                checkout = await (
+                    self.capacity.acquire(shed=False, timeout=math.inf)
+                    if call.patient
+                    else self.capacity.acquire()
+                )
             except Exception as exc:  # noqa: BLE001 - a value from here on
                 if isinstance(exc, DbopError) and exc.__cause__ is None:
                     # It is refused; why it was attempted once more is worth knowing too.

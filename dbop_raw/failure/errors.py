@@ -12,6 +12,7 @@
     ├── RollbackFailed                    a rollback failed; keeps both errors
     ├── SkipLimitExceeded                 more items failed than are allowed to
     ├── GroupFailed                       an item was given up because another one of its group failed
+    ├── LedgerMismatch                    a ledger was written for another source or target
     └── PolicyError (ValueError)          a value that is not allowed
 
 All else is raised as it came: a permanent error of the server or the driver passes unchanged. No message of
@@ -33,6 +34,7 @@ __all__ = [
     "EngineClosed",
     "EngineOverloaded",
     "GroupFailed",
+    "LedgerMismatch",
     "OperationTimeout",
     "PolicyError",
     "RetriesExhausted",
@@ -318,6 +320,57 @@ class GroupFailed(DbopError):
         )
         self.index = index
         """The position in the batch, from 0, of the item that was refused."""
+
+
+class LedgerMismatch(DbopError):
+    """A ledger was written for another source, target or size of chunks: to go on would lose items silently.
+
+    Raised before anything is written; where two processes use one ledger at the same time, before anything of
+    the chunk that differs.
+
+    Args:
+        ledger: The ledger's name.
+        field: What differs: "target", "columns", "size", or of a chunk its "items" or their "growth".
+        was: What the ledger says; of items, how many there were.
+        now: What it is now; of items, how many there are.
+        chunk: The chunk whose items differ.
+    """
+
+    def __init__(
+        self, *, ledger: str, field: str, was: object, now: object, chunk: int | None = None
+    ) -> None:
+        was_written, to_do = _MISMATCH[field]
+        differs = was_written.format(was=was, now=now, chunk=chunk)
+        super().__init__(f"the ledger {ledger!r} {differs}: {to_do}")
+        self.ledger = ledger
+        """The ledger's name."""
+        self.field = field
+        """What differs: "target", "columns", "size", "items" or "growth"."""
+        self.was = was
+        """What the ledger says; of items, how many the chunk had."""
+        self.now = now
+        """What it is now; of items, how many the chunk has, 0 where the source ends before it."""
+        self.chunk = chunk
+        """The chunk whose items differ, from 0; None where it is the job that does."""
+
+
+_ANOTHER_JOB = (
+    "use another ledger name for another job; to do this one from the start again, delete the ledger's rows "
+    "and what they stand for"
+)
+_MISMATCH = {
+    "target": ("was written for {was}, and now it is {now}", _ANOTHER_JOB),
+    "columns": ("was written for the columns {was}, and now they are {now}", _ANOTHER_JOB),
+    "size": ("was written with size={was}, and now size={now}", _ANOTHER_JOB),
+    "items": (
+        "was written for another source: chunk {chunk} had {was} items, and the {now} now are not the same",
+        _ANOTHER_JOB,
+    ),
+    "growth": (
+        "has {was} items of chunk {chunk}, and now there are {now}: it grew while another process read it",
+        "run it again, and it goes on from there",
+    ),
+}
 
 
 class PolicyError(DbopError, ValueError):

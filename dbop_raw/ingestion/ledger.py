@@ -1,31 +1,64 @@
-"""`Ledger`: which chunks of a source are in.
+"""The ledger: which chunks of a source are in, what they were, and what became of them.
 
-Kept in a table, and written in each chunk's own transaction: so a row stands or falls with its chunk, and
-also tells what became of a COMMIT in doubt.
+It is a table, with a row for each chunk that is inserted in the chunk's own transaction. So a row stands or
+falls with its chunk; two processes at the same chunk meet at its key, and only one of them goes on; a COMMIT
+in doubt is looked up by the row; and what the rows say of written and rejected items is what is in the
+target.
+
+A row also knows what was ingested: target, columns, size of a chunk, and a digest of the chunk's items.
+Another source or target under the same name is refused; without that, it would pass for done. What is not
+known (of a row that an earlier version wrote, or where a writer can't say what it writes to) is NULL, and is
+not compared.
+
+A source is cut where the ledger's chunks were cut. So one that has grown since is taken up at its growth: its
+last chunk, which was shorter then, is cut as short again, and what follows it are new chunks.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-import asyncpg
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from dbop_raw.driver import sql
 from dbop_raw.driver.connection import Connection
-from dbop_raw.engine.commit import RowRecord
-from dbop_raw.failure.errors import PolicyError
+from dbop_raw.engine.commit import RowRecord, make_reference_table
+from dbop_raw.failure.errors import LedgerMismatch, PolicyError
+from dbop_raw.ingestion.digest import digest
 
-__all__ = ["Ledger"]
+__all__ = ["Book", "ChunkRecord", "Entry", "Ledger", "Target"]
+
+# Each column and its type. What came after version 0.1 may be NULL, in the rows that are older.
+_COLUMNS = {
+    "name": "text NOT NULL",
+    "chunk": "bigint NOT NULL",
+    "size": "integer NOT NULL",
+    "items": "integer NOT NULL",
+    "at": "timestamptz NOT NULL DEFAULT pg_catalog.now()",
+    "part": "text NOT NULL DEFAULT ''",
+    "digest": "bytea",
+    "target": "text",
+    "columns": "text[]",
+    "written": "integer",
+    "rejected": "integer",
+    "by_sqlstate": "jsonb",
+}
+_KEY = "PRIMARY KEY (name, part, chunk)"
 
 
 @dataclass(frozen=True, slots=True)
 class Ledger:
-    """Lets an ingest go on where it stopped.
+    """Lets an ingest go on where it stopped: nothing is written twice, and nothing is lost.
 
-    Run the same source again with the same `size` and the same ledger's name, and nothing is written twice
-    and nothing is lost. The table is made when it is not there. To begin from the start again, delete the
-    ledger's
-    rows: `DELETE FROM dbop_raw_ledger WHERE name = '…'`.
+    Run the same source again with the same `size`, target and ledger's name. A source that has grown goes on
+    at its growth; another source, target or size is a `LedgerMismatch`.
+
+    The table is made when it is not there; a role that may not make it needs SELECT, INSERT and UPDATE on one
+    that `install` has made. To do a job from the start again, delete the ledger's rows (`DELETE FROM
+    dbop_raw_ledger WHERE name = '…'`) and what they stand for. To go on with another statement or function
+    that does the same work, set the target of its rows to NULL: it is not compared then.
     """
 
     name: str
@@ -33,6 +66,8 @@ class Ledger:
     table: str = "dbop_raw_ledger"
     schema: str | None = None
     """None: where the search_path finds it."""
+    reference: bool = field(default=False, kw_only=True)
+    """Make it a reference table of Citus: a row that is local there does not stand or fall with a chunk."""
 
     def __post_init__(self) -> None:
         if not isinstance(self.name, str) or not self.name.strip() or "\0" in self.name:
@@ -47,49 +82,234 @@ class Ledger:
         return sql.relation(self.table, self.schema)
 
     async def install(self, conn: Connection) -> None:
-        """Create the table if it is not there: an operation."""
-        if await conn.fetchval("SELECT pg_catalog.to_regclass($1) IS NOT NULL", self.relation):
-            return
-        await conn.execute(
-            f"CREATE TABLE IF NOT EXISTS {self.relation} (name text, chunk bigint, size integer NOT NULL, "
-            "items integer NOT NULL, "
-            "at timestamptz NOT NULL DEFAULT pg_catalog.now(), PRIMARY KEY (name, chunk))"
-        )
+        """Create the table, or bring one of an earlier version up to date: an operation.
 
-    async def done(self, conn: Connection, size: int) -> dict[int, int]:
-        """Read which chunks are in, with their numbers of items: an operation.
+        Changes nothing, and needs no privilege for it, where that is done already.
+
+        Raises:
+            PolicyError: `reference` is asked for, and the server has no Citus.
+
+        """
+        if not await self._has_columns(conn):
+            # In one message, and one process at a time: IF NOT EXISTS does not see what another transaction
+            # is making now.
+            lock = hashlib.blake2b(self.relation.encode(), digest_size=8).digest()
+            alone = f"SELECT pg_catalog.pg_advisory_xact_lock({int.from_bytes(lock, signed=True)})"
+            columns = ", ".join(f"{name} {kind}" for name, kind in _COLUMNS.items())
+            create = f"CREATE TABLE IF NOT EXISTS {self.relation} ({columns}, {_KEY})"
+            await conn.execute(sql.join(alone, create, *await self._changes(conn)))
+        if self.reference:
+            await make_reference_table(conn, self.relation)
+
+    async def _has_columns(self, conn: Connection) -> bool:
+        found = await conn.fetch(
+            "SELECT attname FROM pg_catalog.pg_attribute WHERE attrelid OPERATOR(pg_catalog.=) "
+            "pg_catalog.to_regclass($1)::pg_catalog.oid AND NOT attisdropped",
+            self.relation,
+        )
+        return {row["attname"] for row in found}.issuperset(_COLUMNS)
+
+    async def _changes(self, conn: Connection) -> list[str]:
+        """Say what brings a table of an earlier version up to date; it can be done twice."""
+        key = await conn.fetchval(
+            "SELECT conname FROM pg_catalog.pg_constraint WHERE conrelid OPERATOR(pg_catalog.=) "
+            "pg_catalog.to_regclass($1)::pg_catalog.oid AND contype OPERATOR(pg_catalog.=) 'p'::\"char\"",
+            self.relation,
+        )
+        if key is None:
+            return []
+        columns = ", ".join(f"ADD COLUMN IF NOT EXISTS {name} {kind}" for name, kind in _COLUMNS.items())
+        return [
+            f"ALTER TABLE {self.relation} {columns}",
+            f"ALTER TABLE {self.relation} DROP CONSTRAINT IF EXISTS {sql.identifier(key)}, ADD {_KEY}",
+        ]
+
+    async def read(self, conn: Connection, target: Target, size: int) -> Book | None:
+        """Read what the ledger knows of a job: an operation.
 
         Args:
             conn: The operation's connection.
-            size: Items in a chunk, as the source is cut now.
+            target: What is written to.
+            size: Items in a chunk.
+
+        Returns:
+            The job's book, or None where `install` has to come first.
 
         Raises:
-            PolicyError: They were cut with another `size`, so the chunks' numbers mean other items.
+            LedgerMismatch: The ledger was written for another target, other columns, or with another size.
 
         """
-        rows = await conn.fetch(
-            f"SELECT chunk, size, items FROM {self.relation} WHERE name OPERATOR(pg_catalog.=) $1", self.name
+        if not await self._has_columns(conn):
+            return None
+        target = await target.resolved(conn)
+        mine = f"FROM {self.relation} WHERE name OPERATOR(pg_catalog.=) $1 AND part OPERATOR(pg_catalog.=) ''"
+        for row in await conn.fetch(f"SELECT DISTINCT size, target, columns {mine}", self.name):
+            self.check_job(row, target, size)
+        rows = await conn.fetch(f"SELECT chunk, items, digest {mine}", self.name)
+        entries = {row["chunk"]: Entry(row["items"], row["digest"]) for row in rows}
+        return Book(self, target, size, entries)
+
+    def check_job(self, row: Mapping[str, Any], target: Target, size: int) -> None:
+        """Raise `LedgerMismatch` for a row of another job; what is not known of either is not compared."""
+        columns = None if row["columns"] is None else tuple(row["columns"])
+        for name, was, now in (
+            ("size", row["size"], size),
+            ("target", row["target"], target.name),
+            ("columns", columns, target.columns),
+        ):
+            if was is not None and now is not None and was != now:
+                raise LedgerMismatch(ledger=self.name, field=name, was=was, now=now)
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What chunks are written to, as far as that can be told."""
+
+    name: str | None = None
+    """A table's, quoted and with its schema; or a statement's digest, for its text may hold secrets."""
+    columns: tuple[str, ...] | None = None
+
+    @classmethod
+    def of(cls, write: object) -> Target:
+        """Ask what a batch writes to; of a function of the user's own nothing is known.
+
+        Args:
+            write: What `ingest` was given.
+
+        """
+        writer = getattr(write, "writer", None)
+        if (table := getattr(writer, "target", None)) is not None:
+            return cls(table.relation, table.columns)
+        if isinstance(statement := getattr(writer, "sql", None), str):
+            text = " ".join(statement.split())
+            return cls(f"statement {hashlib.sha256(text.encode()).hexdigest()[:16]}")
+        return cls()
+
+    async def resolved(self, conn: Connection) -> Target:
+        """Give the same with its table's schema, whatever the search_path is next time: an operation."""
+        if self.columns is None:
+            return self
+        row = await conn.fetchrow(
+            "SELECT n.nspname, c.relname FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n "
+            "ON n.oid OPERATOR(pg_catalog.=) c.relnamespace WHERE c.oid OPERATOR(pg_catalog.=) "
+            "pg_catalog.to_regclass($1)::pg_catalog.oid",
+            self.name,
         )
-        other = {row["size"] for row in rows} - {size}
-        if other:
-            raise PolicyError(
-                f"the ledger {self.name!r} was written with size={min(other)}, and now size={size}: use the "
-                "same size again, or another name"
-            )
-        return {row["chunk"]: row["items"] for row in rows}
-
-    def record(self, chunk: int, size: int, items: int) -> RowRecord:
-        """Make the row of one chunk, which also resolves its COMMIT."""
-        values = f"{sql.literal(self.name)}, {chunk:d}, {size:d}, {items:d}"
-        insert = f"INSERT INTO {self.relation} (name, chunk, size, items) VALUES ({values})"
-        return RowRecord(insert)
+        # One that is not there is an error of the first chunk.
+        return self if row is None else replace(self, name=sql.relation(row["relname"], row["nspname"]))
 
 
-async def install(ledger: Ledger, conn: Connection) -> None:
-    """`Ledger.install`, where another process may do the same at the same moment."""
-    try:
-        await ledger.install(conn)
-    except (asyncpg.UniqueViolationError, asyncpg.DuplicateTableError, asyncpg.DuplicateObjectError):
-        # IF NOT EXISTS does not see a table that another transaction is creating now; it is there all the
-        # same.
-        return
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """What the ledger knows of a chunk that is in."""
+
+    items: int
+    digest: bytes | None
+    """None: an earlier version wrote it."""
+
+    def is_of(self, items: Sequence[Any]) -> bool:
+        """Are these the items of that chunk?"""
+        return len(items) == self.items and self.digest in {None, digest(items)}
+
+
+@dataclass(frozen=True, slots=True)
+class Book:
+    """The ledger of one job: what it knew when the job began, and how it is told of more."""
+
+    ledger: Ledger
+    target: Target
+    size: int
+    entries: Mapping[int, Entry]
+    """By the chunk's number."""
+
+    @property
+    def last(self) -> int:
+        """The highest number of a chunk that is in; -1 where none is."""
+        return max(self.entries, default=-1)
+
+    def check(self, number: int, items: Sequence[Any], entry: Entry) -> None:
+        """Make sure that a chunk is the one that the ledger has.
+
+        Args:
+            number: The chunk's.
+            items: What the source gives for it now; none where it ends before.
+            entry: What the ledger has.
+
+        Raises:
+            LedgerMismatch: It is another one.
+
+        """
+        if entry.is_of(items):
+            return
+        grown = len(items) > entry.items and entry.is_of(items[: entry.items])
+        field = "growth" if grown else "items"
+        raise LedgerMismatch(
+            ledger=self.ledger.name, field=field, was=entry.items, now=len(items), chunk=number
+        )
+
+    async def find(self, conn: Connection, number: int) -> Entry | None:
+        """Look up one chunk as it is now, which another process may have written: an operation."""
+        ledger = self.ledger
+        row = await conn.fetchrow(
+            f"SELECT size, target, columns, items, digest FROM {ledger.relation} "
+            "WHERE name OPERATOR(pg_catalog.=) $1 AND part OPERATOR(pg_catalog.=) '' "
+            "AND chunk OPERATOR(pg_catalog.=) $2::pg_catalog.int8",
+            ledger.name,
+            number,
+        )
+        if row is None:
+            return None
+        ledger.check_job(row, self.target, self.size)
+        return Entry(row["items"], row["digest"])
+
+    def record(self, number: int, items: Sequence[Any]) -> ChunkRecord:
+        """Make the row of a chunk that is to be written.
+
+        Args:
+            number: The chunk's.
+            items: As the source gave them.
+
+        """
+        return ChunkRecord(self, number, items)
+
+
+class ChunkRecord(RowRecord):
+    """The row of one chunk: inserted as its transaction begins, as if no item will be rejected."""
+
+    def __init__(self, book: Book, number: int, items: Sequence[Any]) -> None:
+        ledger, target = book.ledger, book.target
+        columns = target.columns and ", ".join(map(sql.literal, target.columns))
+        values = {
+            "name": sql.literal(ledger.name),
+            "chunk": f"{number:d}",
+            "size": f"{book.size:d}",
+            "items": f"{len(items):d}",
+            "digest": f"pg_catalog.decode('{digest(items).hex()}', 'hex')",
+            "target": "NULL" if target.name is None else sql.literal(target.name),
+            "columns": f"ARRAY[{columns}]::text[]" if columns else "NULL",
+            "written": f"{len(items):d}",
+            "rejected": "0",
+            "by_sqlstate": "'{}'",
+        }
+        super().__init__(
+            f"INSERT INTO {ledger.relation} ({', '.join(values)}) VALUES ({', '.join(values.values())})"
+        )
+        self._of_this = (
+            f"name OPERATOR(pg_catalog.=) {values['name']} AND part OPERATOR(pg_catalog.=) '' "
+            f"AND chunk OPERATOR(pg_catalog.=) {number:d}"
+        )
+        self._relation = ledger.relation
+
+    def outcome(self, written: int, by_sqlstate: Mapping[str, int]) -> str:
+        """Give the SQL that tells what became of the chunk's items.
+
+        Args:
+            written: How many are in the target.
+            by_sqlstate: How many were rejected, by SQLSTATE or the exception's name.
+
+        """
+        rejected = sum(by_sqlstate.values())
+        return (
+            f"UPDATE {self._relation} SET written = {written:d}, rejected = {rejected:d}, "
+            f"by_sqlstate = {sql.literal(json.dumps(by_sqlstate))} WHERE {self._of_this}"
+        )

@@ -6,17 +6,19 @@ A reject must not be lost because it is odd: what JSON has no form for is kept a
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+import asyncpg
 from anyio import to_thread
 
 from dbop_raw.failure.errors import PolicyError
 
-__all__ = ["JsonlRejects", "Reject", "RejectSink"]
+__all__ = ["JsonlRejects", "Reject", "RejectSink", "text_of"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,12 +84,28 @@ class JsonlRejects:
         return f"JsonlRejects({str(self.path)!r})"
 
     async def write(self, rejects: Sequence[Reject]) -> None:
-        """Append them; an `OSError` when the file can't be written."""
-        lines = "".join(_line(reject) for reject in rejects)
+        """Append them.
+
+        Args:
+            rejects: What to append, a line each.
+
+        Raises:
+            OSError: The file can't be written (a full disk, say); the error names it.
+
+        """
+        lines = "".join(map(_line, rejects))
         # Not to be abandoned by a cancellation: half a line would be lost.
-        await to_thread.run_sync(self._append, lines.encode("utf-8", "surrogatepass"))
+        await to_thread.run_sync(self._append, lines.encode())
 
     def _append(self, data: bytes) -> None:
+        try:
+            self._append_whole(data)
+        except OSError as exc:
+            # Of a write, Python's own error names no file.
+            what = f"{exc.strerror}: rejects can't be kept; make room, or name a file in another place"
+            raise OSError(exc.errno, what, str(self.path)) from exc
+
+    def _append_whole(self, data: bytes) -> None:
         descriptor = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o600)
         try:
             size = os.fstat(descriptor).st_size
@@ -101,6 +119,14 @@ class JsonlRejects:
             os.close(descriptor)
 
 
+def text_of(value: object) -> str:
+    """Give an object's text, or say what it is where it has none: an item or an error of the user's own."""
+    try:
+        return str(value)
+    except Exception as exc:  # noqa: BLE001 - it may raise what it likes
+        return f"a {type(value).__name__} that can't be printed: {type(exc).__name__}"
+
+
 def _line(reject: Reject) -> str:
     fields = {
         "index": reject.index,
@@ -111,17 +137,44 @@ def _line(reject: Reject) -> str:
         "constraint": reject.constraint,
     }
     try:
-        return json.dumps(fields, ensure_ascii=True, default=_plain) + "\n"
-    except (TypeError, ValueError):
-        # A key that is no string, a circle: the item must not be lost for that.
-        fields["item"] = repr(reject.item)
-        return json.dumps(fields, ensure_ascii=True, default=repr) + "\n"
+        return _encode(fields)
+    except Exception:  # noqa: BLE001 - NaN, a key that is no text, a circle, a property that raises
+        return _encode(fields | {"item": _presentable(reject.item)})
+
+
+def _presentable(item: object) -> object:
+    """Make of an item what JSON can hold: it must not be lost for want of a form."""
+    try:
+        _encode(numbered := _with_words(item))
+    except Exception:  # noqa: BLE001 - as above
+        return text_of(item)
+    return numbered
+
+
+def _with_words(value: Any) -> Any:
+    """Write the numbers that JSON does not know as PostgreSQL does."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    if isinstance(value, (list, tuple)):
+        return [_with_words(one) for one in value]
+    if isinstance(value, dict):
+        return {key: _with_words(one) for key, one in value.items()}
+    if isinstance(value, asyncpg.Record):
+        return _with_words(dict(value.items()))
+    return value
 
 
 def _plain(value: object) -> object:
-    """Give what JSON has no form for: bytes as hex, the rest as its text."""
+    """Give what JSON has no form for: bytes as hex, a record by its columns, the rest as its text."""
     if isinstance(value, (bytes, bytearray, memoryview)):
         return "\\x" + bytes(value).hex()
     if isinstance(value, (set, frozenset)):
         return list(value)
-    return str(value)
+    if isinstance(value, asyncpg.Record):
+        return dict(value.items())
+    return text_of(value)
+
+
+def _encode(fields: object) -> str:
+    # Plain ASCII: a lone surrogate is escaped, and no line end of another alphabet ends the line.
+    return json.dumps(fields, ensure_ascii=True, allow_nan=False, default=_plain) + "\n"

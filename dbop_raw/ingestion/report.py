@@ -7,15 +7,15 @@ frozen.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import anyio
 
-from dbop_raw.batching.result import BatchResult
+from dbop_raw.batching.result import BatchResult, Failed
 
-__all__ = ["IngestReport", "Tally"]
+__all__ = ["IngestReport", "Tally", "by_sqlstate"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -39,14 +39,37 @@ class IngestReport:
     rolled_back: int
     """Chunks that were in flight when the ingest was stopped, and are not in."""
     seconds: float
-    """From the start to the moment of this report."""
+    """From the start to the moment of this report; of a sum, those of all."""
     finished: bool
     """Was the whole source read and written?"""
+
+    def __add__(self, other: object) -> IngestReport:
+        """Add up the reports of two parts of a job, or of two runs of it."""
+        if not isinstance(other, IngestReport):
+            return NotImplemented
+        numbers = {name: getattr(self, name) + getattr(other, name) for name in _ADDED}
+        return IngestReport(
+            **numbers,
+            by_sqlstate=dict(Counter(self.by_sqlstate) + Counter(other.by_sqlstate)),
+            finished=self.finished and other.finished,
+        )
+
+    def __radd__(self, other: object) -> IngestReport:
+        """Let `sum(reports)` begin with its 0."""
+        return self if other == 0 else NotImplemented
 
     @property
     def rows_per_second(self) -> float:
         """Items written or rejected a second."""
         return (self.written + self.rejected) / self.seconds if self.seconds > 0 else 0.0
+
+
+_ADDED = ("read", "written", "rejected", "retries", "chunks", "skipped", "rolled_back", "seconds")
+
+
+def by_sqlstate(failed: Iterable[Failed[Any]]) -> Counter[str]:
+    """Count what failed by SQLSTATE, or by the Python exception's name where the client found it."""
+    return Counter(one.verdict.sqlstate or one.verdict.condition for one in failed)
 
 
 @dataclass(slots=True)
@@ -84,7 +107,7 @@ class Tally:
         self.written += result.written
         self.rejected += len(result.failed)
         self.retries += result.retries + attempts - 1
-        self.by_sqlstate.update(one.verdict.sqlstate or one.verdict.condition for one in result.failed)
+        self.by_sqlstate.update(by_sqlstate(result.failed))
 
     def report(self) -> IngestReport:
         """Give the numbers as they are now."""

@@ -24,16 +24,25 @@ def database(postgres_server: Server) -> Iterator[str]:
 
 @pytest.fixture
 async def engine(database: str) -> AsyncIterator[Engine]:
+    tasks = _running()
     async with engine_on(database) as engine:
         await engine.execute("TRUNCATE item; DROP TABLE IF EXISTS dbop_raw_ledger")
-        tasks = _running()
         yield engine
         assert engine.stats().in_use == 0, "a connection was not given back"
         assert engine.stats().waiting == 0
-        assert _running() <= tasks, "a task was left running"
+    assert _running() <= tasks, "a task was left running"
+
+
+@pytest.fixture
+async def unheard() -> AsyncIterator[list[dict[str, Any]]]:
+    """What the event loop's exception handler is told."""
+    said: list[dict[str, Any]] = []
+    loop = asyncio.get_running_loop()
+    loop.set_exception_handler(lambda _, context: said.append(context))
+    yield said
+    loop.set_exception_handler(None)
 
 
 def _running() -> set[asyncio.Task[Any]]:
-    """The tasks that are neither of the test's own making, nor a connect of the engine's that nobody needed."""
-    ours = ("TestRunner", "Capacity._ask")
-    return {task for task in asyncio.all_tasks() if not any(one in repr(task.get_coro()) for one in ours)}
+    """The tasks that are not of the test's own making."""
+    return {task for task in asyncio.all_tasks() if "TestRunner" not in repr(task.get_coro())}

@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from decimal import Decimal
 from typing import Any
 
+import anyio
 import pytest
 
 from dbop_raw import (
@@ -100,6 +102,38 @@ class TestTheWholeSource:
         assert kept.indexes == [1, 4]
         assert [reject.item for reject in kept.rejects] == [items[1], items[4]]
 
+    @pytest.mark.parametrize(
+        ("keys", "expected"),
+        [
+            ([3, None, 1, None, 2], [1, 2, 3, None, None]),
+            ([(2, None), (1, "b"), (None, "a"), (1, None)], [(1, "b"), (1, None), (2, None), (None, "a")]),
+            ([2.5, Decimal(2), 3, True], [True, Decimal(2), 2.5, 3]),
+            (["b", 2, None, "a", 1], [1, 2, "a", "b", None]),
+        ],
+        ids=["None", "tuples with None", "numbers", "texts and numbers"],
+    )
+    async def test_order_by_sorts_none_last_and_unlike_types_apart(
+        self, engine: Engine, keys: list[Any], expected: list[Any]
+    ) -> None:
+        seen: list[Any] = []
+
+        @operation
+        async def note(conn: Any, item: tuple[int, Any]) -> None:
+            await conn.execute("SELECT 1")
+            seen.append(item[1])
+
+        await ingest(engine, list(enumerate(keys)), batch(each(note)), order_by=lambda item: item[1])
+        assert seen == expected
+
+    async def test_keys_that_can_not_be_sorted_are_told_by_their_type(self, engine: Engine) -> None:
+        with pytest.raises(TypeError, match=r"order_by gave keys that can't be sorted.*dict"):
+            await ingest(engine, rows(3), copying(), order_by=lambda row: {"id": row[0]})
+        assert await stored(engine) == []
+
+    async def test_an_error_of_order_by_itself_is_raised_unchanged(self, engine: Engine) -> None:
+        with pytest.raises(TypeError, match="NoneType"):
+            await ingest(engine, rows(3, bad=(1,)), copying(), order_by=lambda row: len(row[1]))  # type: ignore[arg-type]
+
     async def test_upserts_of_several_workers_in_one_order_do_not_deadlock(self, engine: Engine) -> None:
         upsert = "INSERT INTO item VALUES ($1, $2) ON CONFLICT (id) DO UPDATE SET body = EXCLUDED.body"
         items = [(n * 37 % 50, f"{n}") for n in range(1000)]
@@ -167,6 +201,52 @@ class TestBackPressure:
 
         await ingest(engine, rows(30), batch(each(slow)), size=2, workers=3)
         assert most == 3
+
+
+class TestConnections:
+    """Workers beyond the free connections wait for one, however long."""
+
+    @pytest.mark.parametrize("ledger", [None, Ledger("x")], ids=["without", "with a ledger"])
+    async def test_more_workers_than_connections_wait(
+        self, engine: Engine, database: str, ledger: Ledger | None
+    ) -> None:
+        @operation
+        async def slow(conn: Any, row: Row) -> None:
+            await conn.execute("SELECT pg_sleep(0.02)")
+            await conn.execute("INSERT INTO item VALUES ($1, $2)", *row)
+
+        async with engine_on(database, max_size=1, acquire_timeout=0.02, max_waiting=0) as small:
+            report = await ingest(small, rows(12), batch(each(slow)), size=3, workers=4, ledger=ledger)
+            assert small.stats().acquire_timeouts == small.stats().shed == 0
+        assert (report.chunks, report.written) == (4, 12)
+        assert await stored(engine) == list(range(12))
+
+    @pytest.mark.parametrize("ledger", [None, Ledger("x")], ids=["without", "with a ledger"])
+    async def test_a_pool_that_others_have_taken_is_waited_for(
+        self, engine: Engine, database: str, ledger: Ledger | None
+    ) -> None:
+        async with engine_on(database, max_size=1, acquire_timeout=0.02) as small:
+            reports: list[IngestReport] = []
+
+            async def run() -> None:
+                reports.append(await ingest(small, rows(12), copying(), size=3, workers=2, ledger=ledger))
+
+            async with anyio.create_task_group() as group, small.transaction():
+                group.start_soon(run)
+                while small.stats().waiting == 0:  # noqa: ASYNC110 - only the engine can tell
+                    await asyncio.sleep(0)
+                await asyncio.sleep(0.1)
+            assert reports[0].written == 12
+        assert await stored(engine) == list(range(12))
+
+    async def test_a_wait_for_a_connection_can_be_cancelled(self, engine: Engine, database: str) -> None:
+        async with engine_on(database, max_size=1) as small:
+            async with small.transaction():
+                with anyio.move_on_after(0.05) as scope:
+                    await ingest(small, rows(12), copying(), size=3, workers=2)
+            assert scope.cancelled_caught
+            assert small.stats().waiting == small.stats().in_use == 0
+        assert await stored(engine) == []
 
 
 class TestLinger:

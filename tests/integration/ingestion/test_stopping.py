@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from typing import Any
 
 import anyio
@@ -14,6 +14,7 @@ import pytest
 from dbop_raw import (
     Engine,
     IngestReport,
+    Reject,
     RetriesExhausted,
     RetryPolicy,
     SkipLimitExceeded,
@@ -81,32 +82,6 @@ class TestWhatStopsIt:
     async def test_skip_limit_rejects_are_allowed(self, engine: Engine) -> None:
         report = await ingest(engine, rows(50, bad=(5, 25)), copying(), size=10, workers=3, skip_limit=2)
         assert (report.rejected, report.finished) == (2, True)
-
-    @pytest.mark.parametrize(("asynchronous", "linger"), [(False, None), (True, None), (True, 5.0)])
-    async def test_an_error_of_the_source_is_raised_unchanged(
-        self, engine: Engine, asynchronous: bool, linger: float | None
-    ) -> None:
-        closed = False
-
-        def broken() -> Iterator[Row]:
-            yield from rows(25)
-            raise LookupError("no more")
-
-        async def stream() -> AsyncIterator[Row]:
-            nonlocal closed
-            try:
-                for row in broken():
-                    yield row
-            finally:
-                closed = True
-
-        source: Any = stream() if asynchronous else broken()
-        told: list[IngestReport] = []
-        with pytest.raises(LookupError, match="no more"):
-            await ingest(engine, source, copying(), size=10, workers=1, linger=linger, progress=told.append)
-        assert await stored(engine) == list(range(20))
-        assert (told[-1].chunks, told[-1].finished) == (2, False)
-        assert closed == asynchronous
 
     async def test_a_wrong_table_stops_it_at_once(self, engine: Engine) -> None:
         read = 0
@@ -260,3 +235,87 @@ class TestCancellation:
             assert await stored(engine) in ([], list(range(10)))
             assert told[-1].chunks * 10 == len(await stored(engine))
             assert not told[-1].finished
+
+
+class Broken:
+    """A sink or a progress that fails."""
+
+    def __init__(self, *, after: int = 0) -> None:
+        self.after = after
+        self.told: list[IngestReport] = []
+
+    async def write(self, rejects: Sequence[Reject]) -> None:  # noqa: ARG002
+        raise LookupError("of the sink")
+
+    def progress(self, report: IngestReport) -> None:
+        self.told.append(report)
+        if len(self.told) > self.after:
+            raise LookupError("of progress")
+
+
+class TestAnErrorOfACallbackNeverHidesTheFirst:
+    async def test_of_progress_at_the_end_after_a_chunk_failed(
+        self, engine: Engine, unheard: list[dict[str, Any]]
+    ) -> None:
+        with pytest.raises(SkipLimitExceeded):
+            await ingest(
+                engine, rows(10, bad=(3,)), copying(), size=10, skip_limit=0, progress=Broken().progress
+            )
+        assert [str(one["exception"]) for one in unheard] == ["of progress"]
+
+    async def test_of_progress_after_a_chunk_stops_it_and_is_raised(
+        self, engine: Engine, unheard: list[dict[str, Any]]
+    ) -> None:
+        broken = Broken(after=1)
+        with pytest.raises(LookupError, match="of progress"):
+            await ingest(engine, rows(50), copying(), size=10, workers=1, progress=broken.progress)
+        assert await stored(engine) == list(range(20))
+        assert [(r.chunks, r.rolled_back) for r in broken.told] == [(1, 0), (2, 0), (2, 0)]
+        assert len(unheard) == 1, "it raised once more, at the end"
+
+    async def test_of_progress_at_the_end_of_all_is_raised(self, engine: Engine) -> None:
+        with pytest.raises(LookupError, match="of progress"):
+            await ingest(engine, rows(20), copying(), size=10, workers=1, progress=Broken(after=2).progress)
+        assert await stored(engine) == list(range(20))
+
+    @pytest.mark.parametrize("by_task", [False, True], ids=["scope", "task"])
+    async def test_of_progress_does_not_swallow_a_cancellation(
+        self, engine: Engine, by_task: bool, unheard: list[dict[str, Any]]
+    ) -> None:
+        waiting = asyncio.Event()
+
+        async def source() -> AsyncIterator[Row]:
+            yield (1, "a")
+            waiting.set()
+            await asyncio.sleep(60)
+
+        await stopped(
+            lambda: ingest(engine, source(), copying(), progress=Broken().progress),
+            waiting.wait,
+            by_task=by_task,
+        )
+        assert [str(one["exception"]) for one in unheard] == ["of progress"]
+
+    @pytest.mark.parametrize("by_task", [False, True], ids=["scope", "task"])
+    @pytest.mark.parametrize("which", ["rejects", "progress"])
+    async def test_of_either_when_a_cancelled_chunk_is_committed_all_the_same(
+        self,
+        engine: Engine,
+        postgres_server: Server,
+        database: str,
+        by_task: bool,
+        which: str,
+        unheard: list[dict[str, Any]],
+    ) -> None:
+        broken = Broken()
+        options: dict[str, Any] = {which: broken if which == "rejects" else broken.progress}
+        async with (
+            FaultProxy(postgres_server.host, postgres_server.port) as proxy,
+            engine_on(proxy.dsn(database)) as distant,
+        ):
+            fault = proxy.inject(Fault("delay", when=query("COMMIT"), side="before", seconds=0.2))
+            await stopped(
+                lambda: ingest(distant, rows(10, bad=(3,)), copying(), **options), fault.wait, by_task=by_task
+            )
+        assert len(await stored(engine)) == 9
+        assert {str(one["exception"]) for one in unheard} == {f"of {which.replace('rejects', 'the sink')}"}

@@ -21,6 +21,7 @@ from dbop_raw.failure.errors import (
     EngineClosed,
     EngineOverloaded,
     GroupFailed,
+    LedgerMismatch,
     OperationTimeout,
     PolicyError,
     RetriesExhausted,
@@ -44,6 +45,9 @@ EXAMPLES: list[DbopError] = [
     RollbackFailed(original=None, rollback_error=TimeoutError()),
     SkipLimitExceeded(limit=1, failed=("a secret", "another")),
     GroupFailed(index=7),
+    LedgerMismatch(ledger="x", field="size", was=10, now=20),
+    LedgerMismatch(ledger="x", field="columns", was=("id",), now=("id", "body")),
+    LedgerMismatch(ledger="x", field="items", was=10, now=7, chunk=3),
     PolicyError("attempts=0 is not allowed"),
 ]
 
@@ -189,3 +193,18 @@ def test_a_failed_rollback_keeps_both_errors() -> None:
     error = RollbackFailed(original=first, rollback_error=second)
     assert error.original is first
     assert error.rollback_error is second
+
+
+@pytest.mark.parametrize("field", ["target", "columns", "size", "items", "growth"])
+def test_a_ledger_mismatch_says_what_was_what_is_and_what_to_do(field: str) -> None:
+    error = LedgerMismatch(ledger="events-1", field=field, was="was-7", now="now-8", chunk=3)
+    for part in (
+        "'events-1'",
+        "was-7",
+        "now-8",
+        "run it again" if field == "growth" else "another ledger name",
+    ):
+        assert part in str(error)
+    assert (error.ledger, error.field, error.was, error.now, error.chunk) == (
+        "events-1", field, "was-7", "now-8", 3,
+    )  # fmt: skip
