@@ -177,14 +177,15 @@ class TestCleanUp:
                 ended.set()
 
         reader = Reader(source(), 3, None)
-        with anyio.fail_after(30):
-            chunk = await reader.next()
-            assert chunk == Chunk(0, range(3), [1, 1, 1])
-            await reader.close(patience=0.02)
-        assert not ended.is_set()
-        assert len(unheard) == 1
-        assert "the source's clean-up" in unheard[0]["message"]
-        let_go.set()
+        try:
+            with anyio.fail_after(30):
+                assert await reader.next() == Chunk(0, range(3), [1, 1, 1])
+                await reader.close(patience=0.02)
+            assert not ended.is_set()
+            assert len(unheard) == 1
+            assert "the source's clean-up" in unheard[0]["message"]
+        finally:
+            let_go.set()
         if stubborn:
             await ended.wait()
         await asyncio.sleep(0)
