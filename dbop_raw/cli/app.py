@@ -14,7 +14,7 @@ app = typer.Typer(
     add_completion=False,
     rich_markup_mode="markdown",
     pretty_exceptions_enable=False,
-    help="Load a CSV file into PostgreSQL, bad rows set aside; explain a SQLSTATE.",
+    help="Load a CSV file into PostgreSQL, bad rows set aside; size a connection pool; explain a SQLSTATE.",
 )
 app.command("ingest", help=ingest.HELP)(ingest.command)
 app.command("sqlstate", help=sqlstate.HELP)(sqlstate.command)

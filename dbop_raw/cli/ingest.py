@@ -22,8 +22,8 @@ A line that is no CSV row (wrong number of fields, stray quote, wrong encoding) 
 is in. An error that every row would meet (no privilege, disk full) or `--skip-limit` ends it too. Whatever
 ends it, the last line says what is in the table.
 
-**Exit code**: 0 finished, also with rejects · 1 stopped on the way · 2 the file, table, column or option
-can't be used, or a broken line · 130 Ctrl-C.
+**Exit code**: 0 all rows written · 1 some rejected, and not more than `--skip-limit` · 2 it could not run, or
+stopped on the way · 3 more rejected than `--skip-limit` · 130 Ctrl-C, 143 SIGTERM.
 
 **Examples**
 

@@ -15,6 +15,7 @@ import asyncpg
 from dbop_raw.batching.batch import batch
 from dbop_raw.batching.writers.copy_text import copy_text
 from dbop_raw.cli import show
+from dbop_raw.cli.sigterm import Sigterm
 from dbop_raw.cli.target import Target, TargetError, connect
 from dbop_raw.engine.engine import Engine
 from dbop_raw.failure.errors import DbopError, PolicyError, RetriesExhausted, SkipLimitExceeded
@@ -25,10 +26,11 @@ from dbop_raw.sources.csv import CsvRows, Dialect, Row
 from dbop_raw.sources.files import STDIN, Input, SourceError, open_input
 from dbop_raw.sources.threads import in_thread, items_in_thread
 
-__all__ = ["INTERRUPTED", "STOPPED", "UNUSABLE", "Job", "load", "run"]
+__all__ = ["Job", "load", "run"]
 
-# Exit codes; the last is a shell's for a program that SIGINT ended.
-STOPPED, UNUSABLE, INTERRUPTED = 1, 2, 130
+# Exit codes. The last two are a shell's for a program that SIGINT or SIGTERM ended.
+ALL_WRITTEN, SOME_REJECTED, FAILED, OVER_LIMIT = 0, 1, 2, 3
+INTERRUPTED, TERMINATED = 130, 143
 
 _ENDINGS = (".gz", ".zip", ".csv", ".tsv", ".txt")
 
@@ -75,11 +77,15 @@ def run(job: Job) -> int:
 
     """
     running = _Running(job)
-    try:
-        return asyncio.run(running.main())
-    except KeyboardInterrupt:
-        running.complain("stopped by Ctrl-C")
-        return INTERRUPTED
+    with Sigterm() as sigterm:
+        try:
+            return asyncio.run(running.main(sigterm))
+        except KeyboardInterrupt:
+            return running.complain("stopped by Ctrl-C", INTERRUPTED)
+        except asyncio.CancelledError:
+            if not sigterm.received:
+                raise
+            return running.complain("stopped by SIGTERM", TERMINATED)
 
 
 async def load(
@@ -131,8 +137,9 @@ class _Running:
         self._report: IngestReport | None = None
         self._sink: show.TallySink | None = None
 
-    async def main(self) -> int:
+    async def main(self, sigterm: Sigterm) -> int:
         """All of it, every error told in one sentence; gives the exit code."""
+        sigterm.cancels_this_task()
         try:
             source = open_input(self._job.file)
             try:
@@ -140,11 +147,13 @@ class _Running:
             finally:
                 source.close()
         except (SourceError, TargetError, PolicyError) as exc:
-            return self.complain(str(exc), UNUSABLE)
+            return self.complain(str(exc))
         except SkipLimitExceeded as exc:
             last = show.describe(exc.failed[-1].error)
             rows = show.plural(exc.limit, "row")
-            return self.complain(f"more than {rows} rejected (--skip-limit), the last for: {last}")
+            return self.complain(
+                f"more than {rows} rejected (--skip-limit), the last for: {last}", OVER_LIMIT
+            )
         except RetriesExhausted as exc:
             cause = exc.__cause__ if isinstance(exc.__cause__, Exception) else exc
             return self.complain(f"gave up after {exc.attempts} attempts: {show.describe(cause)}")
@@ -153,7 +162,7 @@ class _Running:
 
     async def _write(self, source: Input) -> int:
         job = self._job
-        self._sink = sink = _open_sink(job.rejects_path)
+        self._sink = sink = _open_sink(job.rejects_path, source)
         async with connect(job.dsn, connections=job.workers) as engine:
             rows = await self._matching(engine, source)
             with show.progress_bar(source, quiet=job.quiet) as progress:
@@ -164,10 +173,10 @@ class _Running:
 
                 report = await load(engine, rows, source, job, sink=sink, progress=keep)
         if rows.broken is not None:
-            return self.complain(str(rows.broken), UNUSABLE)
+            return self.complain(str(rows.broken))
         print(show.summary(report))
         show.print_tally(sink)
-        return 0
+        return SOME_REJECTED if report.rejected else ALL_WRITTEN
 
     async def _matching(self, engine: Engine, source: Input) -> CsvRows:
         """Open the rows of the source, and make sure that the table has their columns."""
@@ -175,7 +184,7 @@ class _Running:
         target = await engine.run(
             lambda conn: Target.find(conn, job.table, job.schema), readonly=True, autocommit=True
         )
-        # With a ledger the chunks must be cut alike the next time, so none is cut short by a broken line.
+        # With a ledger a broken line must not pass for the file's end: the ledger may know of more.
         make = partial(CsvRows, source, job.dialect, raise_broken=job.ledger is not None)
         # In a thread: the header of a pipe may be long in coming.
         rows = await in_thread(make)
@@ -184,7 +193,7 @@ class _Running:
         target.check(rows.columns)
         return rows
 
-    def complain(self, what: str, code: int = STOPPED) -> int:
+    def complain(self, what: str, code: int = FAILED) -> int:
         """Say on standard error why it stopped, and what is in and what is not.
 
         Args:
@@ -204,8 +213,10 @@ class _Running:
 
     def _state(self, report: IngestReport | None) -> str:
         """Say in a sentence what is in the table, and how to go on."""
-        if report is None or not (report.written or report.skipped or report.rolled_back or report.rejected):
-            return "Nothing was written."
+        if report is None or not (report.written or report.rolled_back or report.rejected):
+            before = 0 if report is None else report.skipped
+            known = f" {show.plural(before, 'chunk')} were in already, as the ledger knows." if before else ""
+            return f"Nothing was written.{known}"
         rows, chunks = show.plural(report.written, "row"), show.plural(report.chunks, "chunk")
         told = f"{rows} of {chunks} are in the table, and {report.rejected:,} rejected"
         if report.rolled_back:
@@ -220,8 +231,10 @@ class _Running:
         )
 
 
-def _open_sink(path: Path) -> show.TallySink:
-    """The file for rejects. Raises `PolicyError` when it can't be written, before anything is."""
+def _open_sink(path: Path, source: Input) -> show.TallySink:
+    """Name the file for rejects; a `PolicyError` when it can't be written to, before anything is."""
+    if source.is_of(path):
+        raise PolicyError(f"the rejects file {path} is the input itself: name another with --rejects")
     if not os.access(path if path.exists() else path.parent, os.W_OK):
         raise PolicyError(f"the rejects file {path} can't be written: name another with --rejects")
     return show.TallySink(path)

@@ -164,6 +164,8 @@ def progress_bar(source: Input, *, quiet: bool = False) -> Iterator[Callable[[In
 
 def describe(exc: BaseException) -> str:
     """Tell an error in one line: the server's with its code, another by its name where it says nothing."""
+    if isinstance(exc, OSError) and exc.strerror and exc.filename:
+        return f"{exc.filename}: {exc.strerror}"
     what = " ".join(str(exc).split("\n")[0].split())
     sqlstate = getattr(exc, "sqlstate", None)
     if sqlstate:

@@ -16,6 +16,7 @@ import asyncpg
 
 from dbop_raw.driver import sql
 from dbop_raw.driver.connection import Connection
+from dbop_raw.driver.dsn import UNREADABLE
 from dbop_raw.engine.engine import Engine
 
 __all__ = ["Target", "TargetError", "connect", "near", "server_name"]
@@ -172,18 +173,15 @@ async def connect(dsn: str | None, *, connections: int) -> AsyncIterator[Engine]
                     server_settings={"application_name": "dbop-raw"},
                 )
             )
-        except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, ValueError) as exc:
+        except (OSError, OverflowError, asyncpg.PostgresError, asyncpg.InterfaceError, ValueError) as exc:
             raise TargetError(_cannot_connect(dsn, exc)) from None
         yield engine
 
 
 def _cannot_connect(dsn: str | None, exc: Exception) -> str:
-    if isinstance(exc, ValueError) and not isinstance(exc, (asyncpg.InterfaceError, UnicodeError)):
-        # Its text may quote a part of the password: what the URL's parser took for a port.
-        return (
-            "the DSN can't be read: it is postgresql://user:password@host:port/database, with / ? # @ : of a "
-            "password written as %2F %3F %23 %40 %3A"
-        )
+    if dsn and isinstance(exc, ValueError) and not isinstance(exc, (asyncpg.InterfaceError, UnicodeError)):
+        # Whatever found it: its own text may quote a part of the password.
+        return UNREADABLE
     if isinstance(exc, TimeoutError):
         return f"no connection to {server_name(dsn)}: no answer within {CONNECT_SECONDS:g} s"
     what = str(exc).partition("\n")[0] or type(exc).__name__

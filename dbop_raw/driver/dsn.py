@@ -10,7 +10,15 @@ from urllib.parse import parse_qs, urlsplit
 
 from dbop_raw.failure.errors import PolicyError
 
-__all__ = ["check_dsn"]
+__all__ = ["UNREADABLE", "check_dsn"]
+
+UNREADABLE = (
+    "the dsn can't be read: it is postgresql://user:password@host:port/database, with / ? # @ : [ ] % of a "
+    "password written as %2F %3F %23 %40 %3A %5B %5D %25, and a port of at most 65535"
+)
+"""What is said of a DSN whose parts can't be told apart, instead of any of them."""
+
+_LARGEST_PORT = 65_535
 
 
 def check_dsn(dsn: str | None) -> None:
@@ -27,10 +35,7 @@ def check_dsn(dsn: str | None) -> None:
         return
     if not _readable(dsn):
         # Not inside an except block: there the parser's error, which quotes the DSN, would be the context.
-        raise PolicyError(
-            "the dsn can't be read: it is postgresql://user:password@host:port/database, with / ? # @ : [ ] "
-            "% of a password written as %2F %3F %23 %40 %3A %5B %5D %25"
-        )
+        raise PolicyError(UNREADABLE)
 
 
 def _readable(dsn: str) -> bool:
@@ -38,12 +43,10 @@ def _readable(dsn: str) -> bool:
     try:
         parts = urlsplit(dsn)
         hosts = parts.netloc.partition("@")[2] if "@" in parts.netloc else parts.netloc
-        for host in hosts.split(","):
-            port = host.rpartition("]")[2].partition(":")[2]
-            if port:
-                int(port)
+        ports = [host.rpartition("]")[2].partition(":")[2] for host in hosts.split(",")]
         if parts.query:
-            parse_qs(parts.query, strict_parsing=True)
+            query = parse_qs(parts.query, strict_parsing=True)
+            ports += [port for value in query.get("port", ()) for port in value.split(",")]
+        return all(0 <= int(port) <= _LARGEST_PORT for port in ports if port)
     except ValueError:
         return False
-    return True

@@ -12,6 +12,7 @@ import stat
 import zipfile
 import zlib
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import IO
 
 __all__ = ["READ_ERRORS", "STDIN", "Input", "SourceError", "open_input", "unpacked"]
@@ -51,6 +52,15 @@ class Input:
     def position(self) -> int:
         """Bytes of the file that were read so far, of `size`."""
         return 0 if self._packed is None or self._packed.closed else self._packed.tell()
+
+    def is_of(self, path: Path) -> bool:
+        """Is it read from the regular file at `path`, by whatever name?"""
+        try:
+            status = os.fstat((self._packed or self.data).fileno())
+            return stat.S_ISREG(status.st_mode) and os.path.samestat(status, path.stat())
+        except OSError:
+            # It has no descriptor (bytes in memory), or there is no file at the path.
+            return False
 
     def close(self) -> None:
         """Close it. Not where a thread may still wait for a read of it: closing would wait for that."""

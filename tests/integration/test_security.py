@@ -526,7 +526,7 @@ class TestHostileNames:
             done = await asyncio.to_thread(
                 subprocess.run, command, capture_output=True, text=True, timeout=60, check=False
             )
-            assert done.returncode == 0, done.stderr
+            assert done.returncode == 1, done.stderr
             assert await engine.fetchval(f"SELECT count(*) FROM {quoted}") == 2
             assert await engine.fetchval(f"SELECT alive FROM {CANARY}") == 1
         assert PASSWORD not in done.stdout + done.stderr
