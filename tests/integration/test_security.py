@@ -39,6 +39,7 @@ from dbop_raw import (
     Event,
     JsonlRejects,
     Ledger,
+    LedgerMismatch,
     OperationTimeout,
     PolicyError,
     Repair,
@@ -188,6 +189,8 @@ class TestPasswords:
                 batch(copy_into("t", columns=("id", "body"))), rejects=rejects, ledger=Ledger("l"), workers=1,
             )  # fmt: skip
             ears.said.append((tmp_path / "rejects.jsonl").read_text())
+            others = [(n, "y") for n in range(10)]
+            await hears(LedgerMismatch, ingest(engine, others, write, ledger=Ledger("l")))
             # The line is lost: at COMMIT, in the body, at ROLLBACK.
             proxy.inject(Fault("cut", when=query("COMMIT"), side="after"))
             await hears(CommitUnknown, engine.run(lambda c: c.execute("SELECT 1")))
