@@ -74,7 +74,6 @@ def run(job: Job) -> int:
 
     Returns:
         The process's exit code.
-
     """
     running = _Running(job)
     with Sigterm() as sigterm:
@@ -109,7 +108,6 @@ async def load(
 
     Returns:
         The report of `ingest`, which also says what is raised.
-
     """
     # A pipe is read in a thread, so that waiting for it leaves no transaction hanging; a file is read faster
     # right here, a chunk at a time.
@@ -202,7 +200,6 @@ class _Running:
 
         Returns:
             That code.
-
         """
         report = self._report
         if report is not None and self._sink is not None:

@@ -96,7 +96,6 @@ def print_tally(sink: TallySink, file: Any = None) -> None:
     Args:
         sink: Counted them.
         file: Where to print; None: standard output.
-
     """
     if not sink.kinds:
         return
@@ -132,7 +131,6 @@ def progress_bar(source: Input, *, quiet: bool = False) -> Iterator[Callable[[In
 
     Yields:
         What `ingest(progress=…)` takes.
-
     """
     console = Console(stderr=True)
     if quiet or not console.is_terminal:

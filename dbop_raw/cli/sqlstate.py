@@ -79,7 +79,6 @@ def explain(asked: str) -> str:
 
     Raises:
         NotFound: There is none such in PostgreSQL 18.
-
     """
     code, name = asked.strip().upper(), asked.strip().lower()
     if len(code) == _CLASS and (codes := [one for one in sorted(CONDITIONS) if one.startswith(code)]):

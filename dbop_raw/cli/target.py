@@ -59,7 +59,6 @@ class Target:
 
         Raises:
             TargetError: There is none; the message has near names.
-
         """
         oid = await conn.fetchval(
             "SELECT pg_catalog.to_regclass($1)::pg_catalog.oid", sql.relation(table, schema)
@@ -82,7 +81,6 @@ class Target:
 
         Raises:
             TargetError: One is not there, is generated, or is named twice.
-
         """
         for name in columns:
             if name in self.generated:
@@ -158,7 +156,6 @@ async def connect(dsn: str | None, *, connections: int) -> AsyncIterator[Engine]
 
     Raises:
         TargetError: It can't connect.
-
     """
     dsn = dsn or os.environ.get(DSN_VARIABLE) or None
     async with contextlib.AsyncExitStack() as stack:

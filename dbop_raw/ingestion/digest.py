@@ -50,7 +50,6 @@ def digest(items: Sequence[Any]) -> bytes:
 
     Returns:
         16 bytes.
-
     """
     try:
         text = _encode(list(items))

@@ -102,7 +102,6 @@ async def ingest(
         SkipLimitExceeded: More items were rejected than `skip_limit` allows.
         RetriesExhausted: A chunk's retries gave up; the last error is its cause.
         CommitUnknown: A COMMIT in doubt could not be looked up.
-
     """
     _check_options(write, size=size, workers=workers, skip_limit=skip_limit, linger=linger, ledger=ledger)
     check_policy(retry)
@@ -414,7 +413,7 @@ class _Attempts(Generic[Item]):
         result = await to_operation(job.write(chunk.items)).step(scope, frame)
         job.check_limit(chunk, result)
         if self._record is not None:
-            if result.failed:
+            if result.written != result.total:
                 scope.control.push(self._record.outcome(result.written, by_sqlstate(result.failed)))
             # Where no item reached the server, the chunk's row must all the same.
             await scope.flush(frame)

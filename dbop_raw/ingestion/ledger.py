@@ -88,7 +88,6 @@ class Ledger:
 
         Raises:
             PolicyError: `reference` is asked for, and the server has no Citus.
-
         """
         if not await self._has_columns(conn):
             # In one message, and one process at a time: IF NOT EXISTS does not see what another transaction
@@ -137,7 +136,6 @@ class Ledger:
 
         Raises:
             LedgerMismatch: The ledger was written for another target, other columns, or with another size.
-
         """
         if not await self._has_columns(conn):
             return None
@@ -175,7 +173,6 @@ class Target:
 
         Args:
             write: What `ingest` was given.
-
         """
         writer = getattr(write, "writer", None)
         if (table := getattr(writer, "target", None)) is not None:
@@ -237,7 +234,6 @@ class Book:
 
         Raises:
             LedgerMismatch: It is another one.
-
         """
         if entry.is_of(items):
             return
@@ -268,7 +264,6 @@ class Book:
         Args:
             number: The chunk's.
             items: As the source gave them.
-
         """
         return ChunkRecord(self, number, items)
 
@@ -306,7 +301,6 @@ class ChunkRecord(RowRecord):
         Args:
             written: How many are in the target.
             by_sqlstate: How many were rejected, by SQLSTATE or the exception's name.
-
         """
         rejected = sum(by_sqlstate.values())
         return (

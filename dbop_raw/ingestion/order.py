@@ -24,7 +24,6 @@ def in_order(keys: Sequence[Any]) -> list[int]:
 
     Raises:
         TypeError: There are keys of one type that has no order.
-
     """
     places = range(len(keys))
     try:

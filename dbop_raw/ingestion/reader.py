@@ -50,7 +50,6 @@ class Reader(Generic[Item]):
 
         Raises:
             PolicyError: The source is no iterable, or `linger` is given for one that is not async.
-
         """
         if isinstance(source, AsyncIterable):
             self._source: _Items[Item] | _AsyncItems[Item] = _AsyncItems(aiter(source), linger)
@@ -95,7 +94,6 @@ class Reader(Generic[Item]):
         Args:
             patience: Seconds that an async source has for its clean-up. One that takes longer is left, and
                 that is reported to the event loop's exception handler.
-
         """
         with anyio.CancelScope(shield=True):
             await self._source.close(patience)

@@ -47,7 +47,6 @@ class RejectSink(Protocol):
 
         Args:
             rejects: Those of one chunk, in the order of the source.
-
         """
         ...
 
@@ -69,7 +68,6 @@ class JsonlRejects:
 
         Raises:
             PolicyError: The path is a folder, or in none.
-
         """
         self.path = Path(path)
         self._sync = sync
@@ -91,7 +89,6 @@ class JsonlRejects:
 
         Raises:
             OSError: The file can't be written (a full disk, say); the error names it.
-
         """
         lines = "".join(map(_line, rejects))
         # Not to be abandoned by a cancellation: half a line would be lost.

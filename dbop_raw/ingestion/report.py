@@ -100,7 +100,6 @@ class Tally:
         Args:
             result: What became of its items.
             attempts: How often its transaction was started.
-
         """
         self.chunks += 1
         self.read += result.total

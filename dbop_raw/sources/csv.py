@@ -74,7 +74,6 @@ class CsvRows:
 
         Raises:
             SourceError: There is no header, or it can't be read.
-
         """
         csv.field_size_limit(min(_LONGEST_FIELD, sys.maxsize))
         self._source = source
@@ -113,7 +112,6 @@ class CsvRows:
 
         Raises:
             SourceError: A name is not in the header, or there twice.
-
         """
         for name in columns:
             if self.header.count(name) != 1:

@@ -81,7 +81,6 @@ def open_input(path: str) -> Input:
 
     Raises:
         SourceError: It is missing, can't be read, or is a zip of none or several files.
-
     """
     if path == STDIN:
         # A file object of our own: a thread may be left in the middle of a read of it when the process ends,
@@ -111,7 +110,6 @@ def unpacked(name: str, packed: IO[bytes], size: int | None) -> Input:
 
     Raises:
         SourceError: It is a zip of none or several files, or no zip at all.
-
     """
     ending = os.path.splitext(name)[1].lower()  # noqa: PTH122 - no path: it may be a name in an archive
     if ending == ".gz":

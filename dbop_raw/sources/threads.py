@@ -31,7 +31,6 @@ async def items_in_thread(items: Iterator[T], at_a_time: int) -> AsyncIterator[T
 
     Yields:
         Each item, in order.
-
     """
     read = partial(_some, items, min(at_a_time, _ITEMS_AT_A_TIME))
     while batch := await in_thread(read):
@@ -53,7 +52,6 @@ async def in_thread(call: Callable[[], T]) -> T:
 
     Returns:
         What it returned; what it raised is raised here.
-
     """
     loop = asyncio.get_running_loop()
     future: asyncio.Future[T] = loop.create_future()

@@ -57,7 +57,6 @@ class Kept:
 
     Attributes:
         rejects: What it was given.
-
     """
 
     def __init__(self) -> None:
