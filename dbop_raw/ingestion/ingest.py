@@ -212,8 +212,8 @@ class _Ingest(Generic[Item]):
             number = self.reader.number
             chunk = await self.reader.next()
             if self._source_failed():
-                # Of a part of a chunk nothing can be said; and were it written, what follows it in the ledger
-                # would not follow it any more.
+                # What was not compared is not written: the ledger takes it up when the source is whole again.
+                self.held.clear()
                 return
             if chunk is None:
                 # The source ends before what the ledger has of it.
@@ -289,17 +289,14 @@ class _Ingest(Generic[Item]):
         record = None if book is None else book.record(chunk.number, chunk.items)
         ordered = chunk if self.order_by is None else _sorted(chunk, self.order_by)
         attempts = _Attempts(self, ordered, record)
-        op = Operation(attempts.step, "ingest chunk")
         try:
-            result = await self.engine.run_recorded(op, record, retry=self.retry)
+            result = await self._run(attempts, record)
         except asyncpg.UniqueViolationError:
             # Whose it is, the error need not say; whether the chunk is in, the ledger does.
             if book is None or not await self._is_in(book, chunk):
                 raise
             self._landed(chunk)
             self._skip(chunk)
-        except _SinkFailed as failed:
-            raise failed.error from None
         except asyncio.CancelledError:
             if (committed := attempts.committed()) is not None:
                 # The COMMIT was on its way, and came through: the chunk is in, and what it rejected must not
@@ -308,6 +305,16 @@ class _Ingest(Generic[Item]):
             raise
         else:
             await self._conclude(ordered, result, attempts.count)
+
+    async def _run(self, attempts: _Attempts[Item], record: ChunkRecord | None) -> BatchResult[Item, Any]:
+        """Run a chunk's transaction until it is committed, or not to be attempted again."""
+        op = Operation(attempts.step, "ingest chunk")
+        try:
+            return await self.engine.run_recorded(op, record, retry=self.retry)
+        except _SinkFailed as failed:
+            error = failed.error
+        # Not in the handler: what is raised carries its own cause, and no trace of our signal.
+        raise error
 
     async def _is_in(self, book: Book, chunk: Chunk[Item]) -> bool:
         """Has another process written this chunk, or an attempt whose answer was lost?"""

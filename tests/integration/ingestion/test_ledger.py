@@ -27,6 +27,7 @@ from dbop_raw import (
     PolicyError,
     batch,
     copy_into,
+    copy_text,
     each,
     execute_many,
     ingest,
@@ -102,12 +103,21 @@ class TestLedger:
         await ingest(engine, rows(60), copying(), size=10, workers=2, ledger=Ledger("x"))
         assert await stored(engine) == list(range(60))
 
-    async def test_two_at_once_share_the_work(self, engine: Engine) -> None:
-        """Two processes with one ledger: a chunk is written by one of them."""
+    @pytest.mark.parametrize("writer", ["each", "execute_many", "copy_into", "copy_text"])
+    async def test_two_at_once_share_the_work(self, engine: Engine, writer: str) -> None:
+        """Two processes with one ledger: a chunk is written by one of them, whatever meets the other's row."""
         reports: list[IngestReport] = []
+        items: list[Any] = [(str(n), body) for n, body in rows(100)] if writer == "copy_text" else rows(100)
+        writers: dict[str, Any] = {
+            "each": each(add_item),
+            "execute_many": execute_many("INSERT INTO item VALUES ($1, $2)"),
+            "copy_into": copy_into("item", columns=("id", "body")),
+            "copy_text": copy_text("item", columns=("id", "body")),
+        }
 
         async def run() -> None:
-            reports.append(await ingest(engine, rows(100), copying(), size=10, workers=2, ledger=Ledger("x")))
+            write = batch(writers[writer])
+            reports.append(await ingest(engine, items, write, size=10, workers=2, ledger=Ledger("x")))
 
         async with anyio.create_task_group() as group:
             group.start_soon(run)
@@ -189,6 +199,21 @@ class TestAnotherJobUnderTheSameName:
         assert raised.value.ledger == "x"
         assert raised.value.field == "items"
         assert raised.value.chunk == (1 if 0 in missing else 0)
+
+    async def test_of_a_source_that_breaks_before_it_could_be_compared_nothing_is_written(
+        self, engine: Engine
+    ) -> None:
+        await ingest(engine, rows(50), copying(), **TOLD)
+        await forget(engine, 0)
+        before = await stored(engine), await entries(engine)
+
+        def source() -> Iterator[Row]:
+            yield from rows(17, start=1000)
+            raise LookupError("the source broke")
+
+        with pytest.raises(LookupError, match="the source broke"):
+            await ingest(engine, source(), copying(), **TOLD)
+        assert (await stored(engine), await entries(engine)) == before
 
     async def test_a_source_that_was_changed_in_the_middle_is_refused(self, engine: Engine) -> None:
         await ingest(engine, rows(40), copying(), **TOLD)

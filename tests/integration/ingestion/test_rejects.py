@@ -160,7 +160,7 @@ class TestRejectsFile:
         """The error is the sink's: the connection is well, and another would not help."""
         events: list[Event] = []
         async with engine_on(database, observer=events.append) as watched:
-            with pytest.raises(OSError, match="make room"):
+            with pytest.raises(OSError, match="make room") as raised:
                 await ingest(
                     watched,
                     rows(30, bad=(12,)),
@@ -171,6 +171,7 @@ class TestRejectsFile:
                     ledger=Ledger("x"),
                 )
             assert (watched.stats().retries, watched.stats().evicted) == (0, 0)
+        assert isinstance(raised.value.__cause__, OSError), "what the write itself raised"
         assert await stored(engine) == list(range(10))
 
     async def test_a_file_that_can_not_be_opened_is_told_by_its_name(self, tmp_path: Path) -> None:
