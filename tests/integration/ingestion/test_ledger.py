@@ -105,7 +105,7 @@ class TestLedger:
 
     @pytest.mark.parametrize("writer", ["each", "execute_many", "copy_into", "copy_text"])
     async def test_two_at_once_share_the_work(self, engine: Engine, writer: str) -> None:
-        """Two processes with one ledger: a chunk is written by one of them, whatever meets the other's row."""
+        """Two processes with one ledger: a chunk is written by one of them, by whatever writer."""
         reports: list[IngestReport] = []
         items: list[Any] = [(str(n), body) for n, body in rows(100)] if writer == "copy_text" else rows(100)
         writers: dict[str, Any] = {
