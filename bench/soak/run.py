@@ -16,11 +16,11 @@ import asyncpg
 
 from bench import connected
 from bench.results import Result
-from bench.soak.checker import TABLE, Books
-from bench.soak.nemesis import LINE, SERVER, Nemesis, note_complaints, until
-from bench.soak.workload import JOBS, How
 from dbop_raw import CommitTokens, Engine, RetryBudget, RetryPolicy
 from dbop_raw.testing import FaultProxy, Server
+from tests.support.soak.checker import TABLE, Books
+from tests.support.soak.nemesis import LINE, SERVER, Nemesis, note_complaints, until
+from tests.support.soak.workload import JOBS, How
 
 _WORKERS, _CONNECTIONS = 12, 8
 _CALM = 0.4

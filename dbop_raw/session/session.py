@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 import anyio
+import asyncpg
 
 from dbop_raw.driver import sql
 from dbop_raw.driver.connection import Connection, discard, is_customised, is_gone
@@ -102,8 +103,15 @@ class Session(Scope):
     async def _last(self, frame: Frame, last: Callable[[Connection], Awaitable[None]] | None) -> None:
         if self.control.must_send:
             await self.flush(frame)
-        if last is not None and self.control.begun:
+        if last is None or not self.control.begun:
+            return
+        # The body is over, and its own timeout with it: this needs a bound as COMMIT does.
+        seconds = self.settings.bounds.answer
+        with anyio.move_on_after(seconds) as limit:
             await last(self.conn)
+        if limit.cancelled_caught:
+            discard(self.conn)
+            raise asyncpg.ConnectionDoesNotExistError(f"the server did not answer within {seconds:g} s")
 
     async def begin(self, frame: Frame) -> None:
         """Begin now, for a caller that uses the connection itself, and ends with `end` or `rollback`.

@@ -10,10 +10,10 @@ import anyio
 import asyncpg
 import pytest
 
-from bench.soak.checker import TABLE, Books
-from bench.soak.nemesis import note_complaints, until
-from bench.soak.workload import JOBS, How
 from dbop_raw import CommitTokens, Engine, RetryPolicy
+from tests.support.soak.checker import TABLE, Books
+from tests.support.soak.nemesis import note_complaints, until
+from tests.support.soak.workload import JOBS, How
 
 pytestmark = pytest.mark.anyio
 

@@ -20,14 +20,14 @@ import anyio
 import asyncpg
 import pytest
 
-from bench.soak.checker import TABLE, Books
-from bench.soak.nemesis import note_complaints, until
-from bench.soak.workload import JOBS, How
 from dbop_raw import AcquireTimeout, CommitTokens, CommitUnknown, Engine, OperationTimeout, RetryPolicy
 from dbop_raw.testing import Fault, FaultProxy, Message, Server
 
 # The long mode takes its time; in the short one each test takes some seconds.
 from tests.support.settings import with_bounds
+from tests.support.soak.checker import TABLE, Books
+from tests.support.soak.nemesis import note_complaints, until
+from tests.support.soak.workload import JOBS, How
 
 pytestmark = [pytest.mark.anyio, pytest.mark.timeout(3600)]
 
@@ -147,6 +147,8 @@ class Laboratory:
             min_size=0,
             max_size=2,
             acquire_timeout=CONNECT if spot.action == "hang" else 10.0,
+            # Of a connect, which the engine does not throw away with who waits for it.
+            timeout=CONNECT if spot.action == "hang" else 60.0,
             commit_tokens=self._tokens if spot.mode == "token" else None,
         ) as engine:
             started = loop.time()

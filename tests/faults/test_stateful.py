@@ -26,12 +26,12 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from bench.soak.checker import TABLE, Books
-from bench.soak.nemesis import LINE, note_complaints, until
-from bench.soak.workload import JOBS, How
 from dbop_raw import CommitTokens, CommitUnknown, Engine, RetryPolicy
 from dbop_raw.testing import Fault, FaultProxy, Message, Server
 from tests.support.settings import with_bounds
+from tests.support.soak.checker import TABLE, Books
+from tests.support.soak.nemesis import LINE, note_complaints, until
+from tests.support.soak.workload import JOBS, How
 
 T = TypeVar("T")
 

@@ -13,9 +13,6 @@ import anyio
 import asyncpg
 import pytest
 
-from bench.soak.checker import TABLE, Books
-from bench.soak.nemesis import note_complaints, until
-from bench.soak.workload import add
 from dbop_raw import (
     Engine,
     Operation,
@@ -32,6 +29,9 @@ from dbop_raw import (
     timeout,
 )
 from dbop_raw.testing import Server
+from tests.support.soak.checker import TABLE, Books
+from tests.support.soak.nemesis import note_complaints, until
+from tests.support.soak.workload import add
 
 pytestmark = pytest.mark.anyio
 

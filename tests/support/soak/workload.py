@@ -9,7 +9,6 @@ from typing import Any
 
 import anyio
 
-from bench.soak.checker import Books, Group, Row
 from dbop_raw import (
     BatchResult,
     Engine,
@@ -26,6 +25,7 @@ from dbop_raw import (
     savepoint,
     timeout,
 )
+from tests.support.soak.checker import Books, Group, Row
 
 __all__ = ["INSERT", "JOBS", "How", "Job", "add"]
 
