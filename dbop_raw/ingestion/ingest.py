@@ -26,7 +26,7 @@ from dbop_raw.engine.engine import Engine
 from dbop_raw.events import ChunkFinished, IngestFinished, notify
 from dbop_raw.failure.errors import CommitUnknown, PolicyError, SkipLimitExceeded
 from dbop_raw.failure.policy import RetryPolicy, positive_seconds, whole_number
-from dbop_raw.ingestion.ledger import Book, ChunkRecord, Ledger, Target
+from dbop_raw.ingestion.ledger import Book, ChunkRecord, Ledger, Target, read_book
 from dbop_raw.ingestion.order import in_order
 from dbop_raw.ingestion.reader import Chunk, Reader
 from dbop_raw.ingestion.rejects import Reject, RejectSink, text_of
@@ -190,7 +190,7 @@ class _Ingest(Generic[Item]):
             await self._install(ledger)
         while True:
             book = await self.engine.run_recorded(
-                lambda conn: ledger.read(conn, target, size), None, retry=self.retry, readonly=True
+                lambda conn: read_book(ledger, conn, target, size), None, retry=self.retry, readonly=True
             )
             if book is not None:
                 return book

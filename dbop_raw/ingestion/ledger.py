@@ -28,7 +28,7 @@ from dbop_raw.engine.commit import RowRecord, make_reference_table
 from dbop_raw.failure.errors import LedgerMismatch, PolicyError
 from dbop_raw.ingestion.digest import digest
 
-__all__ = ["Book", "ChunkRecord", "Entry", "Ledger", "Target"]
+__all__ = ["Book", "ChunkRecord", "Entry", "Ledger", "Target", "read_book"]
 
 # Each column and its type. What came after version 0.1 may be NULL, in the rows that are older.
 _COLUMNS = {
@@ -89,74 +89,16 @@ class Ledger:
         Raises:
             PolicyError: `reference` is asked for, and the server has no Citus.
         """
-        if not await self._has_columns(conn):
+        if not await _has_columns(conn, self.relation):
             # In one message, and one process at a time: IF NOT EXISTS does not see what another transaction
             # is making now.
             lock = hashlib.blake2b(self.relation.encode(), digest_size=8).digest()
             alone = f"SELECT pg_catalog.pg_advisory_xact_lock({int.from_bytes(lock, signed=True)})"
             columns = ", ".join(f"{name} {kind}" for name, kind in _COLUMNS.items())
             create = f"CREATE TABLE IF NOT EXISTS {self.relation} ({columns}, {_KEY})"
-            await conn.execute(sql.join(alone, create, *await self._changes(conn)))
+            await conn.execute(sql.join(alone, create, *await _changes(conn, self.relation)))
         if self.reference:
             await make_reference_table(conn, self.relation)
-
-    async def _has_columns(self, conn: Connection) -> bool:
-        found = await conn.fetch(
-            "SELECT attname FROM pg_catalog.pg_attribute WHERE attrelid OPERATOR(pg_catalog.=) "
-            "pg_catalog.to_regclass($1)::pg_catalog.oid AND NOT attisdropped",
-            self.relation,
-        )
-        return {row["attname"] for row in found}.issuperset(_COLUMNS)
-
-    async def _changes(self, conn: Connection) -> list[str]:
-        """Say what brings a table of an earlier version up to date; it can be done twice."""
-        key = await conn.fetchval(
-            "SELECT conname FROM pg_catalog.pg_constraint WHERE conrelid OPERATOR(pg_catalog.=) "
-            "pg_catalog.to_regclass($1)::pg_catalog.oid AND contype OPERATOR(pg_catalog.=) 'p'::\"char\"",
-            self.relation,
-        )
-        if key is None:
-            return []
-        columns = ", ".join(f"ADD COLUMN IF NOT EXISTS {name} {kind}" for name, kind in _COLUMNS.items())
-        return [
-            f"ALTER TABLE {self.relation} {columns}",
-            f"ALTER TABLE {self.relation} DROP CONSTRAINT IF EXISTS {sql.identifier(key)}, ADD {_KEY}",
-        ]
-
-    async def read(self, conn: Connection, target: Target, size: int) -> Book | None:
-        """Read what the ledger knows of a job: an operation.
-
-        Args:
-            conn: The operation's connection.
-            target: What is written to.
-            size: Items in a chunk.
-
-        Returns:
-            The job's book, or None where `install` has to come first.
-
-        Raises:
-            LedgerMismatch: The ledger was written for another target, other columns, or with another size.
-        """
-        if not await self._has_columns(conn):
-            return None
-        target = await target.resolved(conn)
-        mine = f"FROM {self.relation} WHERE name OPERATOR(pg_catalog.=) $1 AND part OPERATOR(pg_catalog.=) ''"
-        for row in await conn.fetch(f"SELECT DISTINCT size, target, columns {mine}", self.name):
-            self.check_job(row, target, size)
-        rows = await conn.fetch(f"SELECT chunk, items, digest {mine}", self.name)
-        entries = {row["chunk"]: Entry(row["items"], row["digest"]) for row in rows}
-        return Book(self, target, size, entries)
-
-    def check_job(self, row: Mapping[str, Any], target: Target, size: int) -> None:
-        """Raise `LedgerMismatch` for a row of another job; what is not known of either is not compared."""
-        columns = None if row["columns"] is None else tuple(row["columns"])
-        for name, was, now in (
-            ("size", row["size"], size),
-            ("target", row["target"], target.name),
-            ("columns", columns, target.columns),
-        ):
-            if was is not None and now is not None and was != now:
-                raise LedgerMismatch(ledger=self.name, field=name, was=was, now=now)
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,7 +197,7 @@ class Book:
         )
         if row is None:
             return None
-        ledger.check_job(row, self.target, self.size)
+        _check_job(ledger, row, self.target, self.size)
         return Entry(row["items"], row["digest"])
 
     def record(self, number: int, items: Sequence[Any]) -> ChunkRecord:
@@ -266,6 +208,70 @@ class Book:
             items: As the source gave them.
         """
         return ChunkRecord(self, number, items)
+
+
+async def read_book(ledger: Ledger, conn: Connection, target: Target, size: int) -> Book | None:
+    """Read what a ledger knows of a job: an operation.
+
+    Args:
+        ledger: The ledger.
+        conn: The operation's connection.
+        target: What is written to.
+        size: Items in a chunk.
+
+    Returns:
+        The job's book, or None where `install` has to come first.
+
+    Raises:
+        LedgerMismatch: The ledger was written for another target, other columns, or with another size.
+    """
+    relation = ledger.relation
+    if not await _has_columns(conn, relation):
+        return None
+    target = await target.resolved(conn)
+    mine = f"FROM {relation} WHERE name OPERATOR(pg_catalog.=) $1 AND part OPERATOR(pg_catalog.=) ''"
+    for row in await conn.fetch(f"SELECT DISTINCT size, target, columns {mine}", ledger.name):
+        _check_job(ledger, row, target, size)
+    rows = await conn.fetch(f"SELECT chunk, items, digest {mine}", ledger.name)
+    return Book(ledger, target, size, {row["chunk"]: Entry(row["items"], row["digest"]) for row in rows})
+
+
+def _check_job(ledger: Ledger, row: Mapping[str, Any], target: Target, size: int) -> None:
+    """Raise `LedgerMismatch` for a row of another job; what is not known of either is not compared."""
+    columns = None if row["columns"] is None else tuple(row["columns"])
+    for name, was, now in (
+        ("size", row["size"], size),
+        ("target", row["target"], target.name),
+        ("columns", columns, target.columns),
+    ):
+        if was is not None and now is not None and was != now:
+            raise LedgerMismatch(ledger=ledger.name, field=name, was=was, now=now)
+
+
+async def _has_columns(conn: Connection, relation: str) -> bool:
+    """Is the table there, and of this version?"""
+    found = await conn.fetch(
+        "SELECT attname FROM pg_catalog.pg_attribute WHERE attrelid OPERATOR(pg_catalog.=) "
+        "pg_catalog.to_regclass($1)::pg_catalog.oid AND NOT attisdropped",
+        relation,
+    )
+    return {row["attname"] for row in found}.issuperset(_COLUMNS)
+
+
+async def _changes(conn: Connection, relation: str) -> list[str]:
+    """Say what brings a table of an earlier version up to date; it can be done twice."""
+    key = await conn.fetchval(
+        "SELECT conname FROM pg_catalog.pg_constraint WHERE conrelid OPERATOR(pg_catalog.=) "
+        "pg_catalog.to_regclass($1)::pg_catalog.oid AND contype OPERATOR(pg_catalog.=) 'p'::\"char\"",
+        relation,
+    )
+    if key is None:
+        return []
+    columns = ", ".join(f"ADD COLUMN IF NOT EXISTS {name} {kind}" for name, kind in _COLUMNS.items())
+    return [
+        f"ALTER TABLE {relation} {columns}",
+        f"ALTER TABLE {relation} DROP CONSTRAINT IF EXISTS {sql.identifier(key)}, ADD {_KEY}",
+    ]
 
 
 class ChunkRecord(RowRecord):
