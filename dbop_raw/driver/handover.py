@@ -19,11 +19,23 @@ def can_hand_over(pool: Any) -> bool:
     """Does the pool do no more between two users than resetting the session in the driver's own way?
 
     A pool with a `setup=` or a `reset=` of its user's own does: it has to be asked.
+
+    Args:
+        pool: An asyncpg pool.
     """
-    missing = object()
-    setup = getattr(pool, "_setup", missing)
-    reset = getattr(pool, "_reset", missing)
-    return setup is None and reset is None
+    return getattr(pool, "_setup", _MISSING) is None and getattr(pool, "_reset", _MISSING) is None
+
+
+_MISSING = object()
+
+
+def _is_to_be_closed(holder: Any) -> bool:
+    """Would the pool close it now, since it was expired or the pool is closing?"""
+    pool = getattr(holder, "_pool", None)
+    if pool is None or pool.is_closing():
+        return True
+    generation: Any = getattr(holder, "_generation", _MISSING)
+    return generation is _MISSING or generation != getattr(pool, "_generation", None)
 
 
 async def hand_over(conn: Any, seconds: float) -> Any:
@@ -43,12 +55,13 @@ async def hand_over(conn: Any, seconds: float) -> Any:
     if holder is None or connection is None or not hasattr(connection, "_on_release"):
         return None
     current: Any = getattr(holder, "_proxy", None)
-    if current is not conn:
+    if current is not conn or _is_to_be_closed(holder):
         return None
     # Warns of listeners that were left, and invalidates cursors and prepared statements that were kept.
     connection._on_release()  # noqa: SLF001 - see the module
     await connection.reset(timeout=seconds)
-    if conn._detach() is None:  # noqa: SLF001
+    # That may have come meanwhile.
+    if _is_to_be_closed(holder) or conn._detach() is None:  # noqa: SLF001
         return None
     holder._proxy = proxy = type(conn)(holder, connection)  # noqa: SLF001
     return proxy

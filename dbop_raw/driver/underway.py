@@ -62,7 +62,7 @@ class EagerCall(Generic[T]):
 
     Making one runs the command up to the first future that it waits for, or to its end. Then either await the
     call, and a cancellation reaches the command as usual; or use `wait`, and no cancellation reaches it. An
-    error of the command is kept, and raised by `result`.
+    error of the command is kept, and raised by `result`, once.
 
     Use it only in the task that made it: a command may depend on the current task.
 
@@ -94,13 +94,14 @@ class EagerCall(Generic[T]):
 
     def __await__(self) -> Generator[Any, Any, T]:
         """Wait for the end and return the result; a cancellation is passed on to the command."""
+        thrown = None
         while not self.done:
-            thrown = None
             try:
                 yield self._pending
             except BaseException as exc:  # noqa: BLE001 - passed on to the command, which decides what follows
                 thrown = exc
             self._go_on(thrown)
+            thrown = None
         return self.result()
 
     async def wait(self, seconds: float | None) -> None:
@@ -141,7 +142,12 @@ class EagerCall(Generic[T]):
         if not self.done:
             raise asyncio.InvalidStateError
         if self._error is not None:
-            raise self._error
+            # Raised, it holds the frames that hold this call, which must not hold it.
+            error, self._error = self._error, asyncio.InvalidStateError("its error was raised before")
+            try:
+                raise error
+            finally:
+                del error
         return cast("T", self._value)
 
 

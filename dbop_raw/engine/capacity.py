@@ -15,7 +15,7 @@ import asyncio
 import math
 import traceback
 import warnings
-from collections import deque
+from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,11 +95,12 @@ class Capacity:
         self._leak_after = None if leak_after is None else positive_seconds("leak_after", leak_after)
         self._hands_over = can_hand_over(pool)
         self._held: set[Checkout] = set()
-        # Who waits, first come first; one that gave up is done, and is passed over.
-        self._line: deque[asyncio.Future[Checkout | None]] = deque()
+        # Who waits, first come first. A dict, so that who gives up leaves at once, wherever he stands.
+        self._line: OrderedDict[asyncio.Future[Checkout | None], None] = OrderedDict()
         # Tasks that ask the pool for a connection, for the line.
         self._asking: set[asyncio.Task[None]] = set()
-        # Connections that we have given back to the pool and not taken since: most likely free.
+        # Connections that we have given back to the pool and not taken since: most likely free. With those
+        # that are held never more than the pool may have.
         self._free = 0
         # Calls that ask the pool for one of these themselves.
         self._taking = 0
@@ -145,7 +146,7 @@ class Capacity:
         counters.waiting += 1
         checkout: Checkout | None
         try:
-            if self._free and not self._line:
+            if self._free and not self._line and not self._taking:
                 # Most likely one is free, and costs no timer.
                 self._free -= 1
                 taking: EagerCall[Connection] = EagerCall(self._pool.acquire())
@@ -187,6 +188,10 @@ class Capacity:
         no cancel scope of anyio's may begin now: one that `setup` has begun would be inside of it.
         """
         limit = asyncio.timeout_at(deadline if math.isfinite(deadline) else None)
+        # It was not so, and the others are not free either. Until this caller has one he is the first of all
+        # who wait, but stands in the pool's line and not in ours: so nobody else goes there, and nothing is
+        # handed over past him.
+        self._free = 0
         self._taking += 1
         try:
             async with limit:
@@ -207,9 +212,9 @@ class Capacity:
         """Wait for a connection behind those who wait already; None: not in time."""
         loop = asyncio.get_running_loop()
         waiter: asyncio.Future[Checkout | None] = loop.create_future()
-        self._line.append(waiter)
+        self._line[waiter] = None
         self._ask_the_pool()
-        timer = loop.call_at(deadline, _give_up, waiter) if math.isfinite(deadline) else None
+        timer = loop.call_at(deadline, self._give_up, waiter) if math.isfinite(deadline) else None
         try:
             return await waiter
         except asyncio.CancelledError:
@@ -222,11 +227,21 @@ class Capacity:
         finally:
             if timer is not None:
                 timer.cancel()
+            self._line.pop(waiter, None)
+            # An error that it holds would hold it in turn, by this frame.
+            del waiter
             self._leave_pool_alone()
+
+    def _give_up(self, waiter: asyncio.Future[Checkout | None]) -> None:
+        """The time of who waits is over."""
+        if not waiter.done():
+            self._line.pop(waiter, None)
+            waiter.set_result(None)
 
     def _next_in_line(self) -> asyncio.Future[Checkout | None] | None:
         while self._line:
-            waiter = self._line.popleft()
+            waiter, _ = self._line.popitem(last=False)
+            # One that was cancelled a moment ago is still there.
             if not waiter.done():
                 return waiter
         return None
@@ -241,17 +256,20 @@ class Capacity:
 
     async def _ask(self) -> None:
         """Get one connection from the pool, for whoever is first in line by then."""
+        conn = None
         try:
             conn = await self._pool.acquire()
         except Exception as exc:  # noqa: BLE001 - raised by who waits
-            waiter = self._next_in_line()
-            if waiter is not None:
-                waiter.set_exception(exc)
-            return
+            self._tell_next(exc)
         finally:
             task = asyncio.current_task()
             if task is not None:
                 self._asking.discard(task)
+        if conn is None:
+            # That is one told; who waits behind him needs somebody who asks as well.
+            self._ask_the_pool()
+            return
+        self._free = max(0, self._free - 1)
         waiter = self._next_in_line()
         if waiter is not None:
             waiter.set_result(self._checkout(conn))
@@ -263,18 +281,28 @@ class Capacity:
         except Exception as exc:  # noqa: BLE001 - asyncpg has terminated the connection
             self._tell_reset_failed(exc)
 
+    def _tell_next(self, exc: Exception) -> None:
+        waiter = self._next_in_line()
+        if waiter is not None:
+            waiter.set_exception(exc)
+
     def _leave_pool_alone(self) -> None:
-        """Stop asking where nobody waits any more, unless that would throw away a connect under way."""
-        if not self._asking or any(not waiter.done() for waiter in self._line):
+        """Stop asking where nobody waits any more.
+
+        Unless that would throw away a connect under way, or a connection that the pool's `setup=` is at work
+        on.
+        """
+        if self._line or not self._asking or not self._hands_over:
             return
-        self._line.clear()
         if self._pool.get_size() >= self._pool.get_max_size():
             for task in self._asking:
                 task.cancel()
+            # They ask no more, though they have not ended: who comes now is not to rely on them.
+            self._asking.clear()
 
     def _shed_if_full(self, max_waiting: int) -> None:
         """Refuse the call when connections in use and calls on their way fill both the pool and the queue."""
-        pool, waiting = self._pool, self._taking + sum(not waiter.done() for waiter in self._line)
+        pool, waiting = self._pool, self._taking + len(self._line)
         busy = pool.get_size() - pool.get_idle_size()
         if busy + waiting >= pool.get_max_size() + max_waiting:
             self.counters.shed += 1
@@ -367,8 +395,8 @@ class Capacity:
         if (
             not self._hands_over
             or self._closed
+            or self._taking
             or checkout.handed_over >= _HANDED_OVER_AT_MOST
-            or checkout.generation != self._generation
         ):
             return False
         ended = self.settings.clock()
@@ -381,10 +409,9 @@ class Capacity:
             self._ask_the_pool()
             return True
         except BaseException:
-            # Half reset: the pool learns of it by itself, and opens another one.
-            discard(checkout.conn)
-            self._let_go(checkout, ended)
-            self._ask_the_pool()
+            # By task.cancel(), from which nothing shields, and half reset. The pool does it once more, in a
+            # task that nobody cancels.
+            await self._to_pool(checkout, self._seconds(deadline))
             raise
         if conn is None:
             return False
@@ -505,9 +532,3 @@ class Capacity:
             idle=pool.get_idle_size(),
             in_use=len(self._held),
         )
-
-
-def _give_up(waiter: asyncio.Future[Checkout | None]) -> None:
-    """The time of who waits is over."""
-    if not waiter.done():
-        waiter.set_result(None)

@@ -283,15 +283,17 @@ class Scope:
             raise
         finally:
             self._innermost = outer
+            call.scope = None
             _calling.reset(token)
         return result
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(slots=True, eq=False)
 class _Call:
     """An operation that a body has called; `parent` is the one whose body did, on whatever connection."""
 
-    scope: Scope
+    scope: Scope | None
+    """None when it is over: tasks that its body has started, and that go on, have it in their context."""
     parent: _Call | None
 
 

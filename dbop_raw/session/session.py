@@ -63,7 +63,8 @@ class Session(Scope):
         self.deadline = deadline
         # COMMIT was answered with COMMIT. It says so also where the caller's cancellation is what is raised.
         self.committed = False
-        # COMMIT was sent, and no answer seen. The same.
+        # COMMIT was sent, and no answer seen: from that moment on, for a caller may be cancelled so often
+        # that nobody waits for the answer.
         self.in_doubt = False
 
     @property
@@ -178,7 +179,11 @@ class Session(Scope):
             return
         discard(self.conn)
         if isinstance(original, Exception) and not isinstance(original, OperationTimeout):
-            raise RollbackFailed(original=original, rollback_error=failure) from original
+            try:
+                raise RollbackFailed(original=original, rollback_error=failure) from original
+            finally:
+                # What is raised holds this frame, which must not hold it.
+                del original, failure
 
     async def commit(self, *, still_at_work: Callable[[], Awaitable[bool]] | None = None) -> None:
         """COMMIT, and know what became of it.
@@ -206,6 +211,7 @@ class Session(Scope):
             # It may open cancel scopes, which a wait for it must not open others in between of.
             commit = asyncio.ensure_future(commit)
             commit.add_done_callback(_taken_note_of)
+        self.in_doubt = True
         answer: EagerCall[str] = EagerCall(commit)
         cancelled: BaseException | None = None
         try:
@@ -217,17 +223,17 @@ class Session(Scope):
         except BaseException as exc:  # noqa: BLE001 - a cancellation: raised below, when the answer is known
             cancelled = exc
             await self._await_answer(answer)
-        if not answer.done:
-            await self._abandon(answer)
         try:
-            _judge(answer)
-            self.committed = True
-        except CommitUnknown:
-            self.in_doubt = True
-            raise
+            if not answer.done:
+                await self._abandon(answer)
+            self._judge(answer)
         finally:
-            if cancelled is not None:
-                raise cancelled
+            try:
+                if cancelled is not None:
+                    raise cancelled
+            finally:
+                # What is raised holds this frame, which must not hold it.
+                del answer, cancelled
 
     def _patience(self, *, can_be_looked_up: bool = False) -> float | None:
         """Seconds to wait for the answer to COMMIT; None: for ever."""
@@ -253,26 +259,30 @@ class Session(Scope):
     async def _abandon(self, answer: EagerCall[str]) -> None:
         """No answer came: the connection is worthless, and the outcome unknown."""
         discard(self.conn)
-        with anyio.CancelScope(shield=True):
-            await answer.wait(self.settings.bounds.grace)
-        answer.abandon()
+        try:
+            with anyio.CancelScope(shield=True):
+                await answer.wait(self.settings.bounds.grace)
+        finally:
+            answer.abandon()
+
+    def _judge(self, answer: EagerCall[str]) -> None:
+        """Return where COMMIT was answered with COMMIT; raise what it was otherwise."""
+        try:
+            tag = answer.result()
+        except asyncio.CancelledError:
+            raise CommitUnknown from None
+        except Exception as exc:
+            if refuses_commit(exc):
+                self.in_doubt = False
+                raise
+            raise CommitUnknown from exc
+        self.in_doubt = False
+        if tag != sql.COMMIT:
+            raise TransactionAborted
+        self.committed = True
 
 
 def _taken_note_of(done: asyncio.Future[str]) -> None:
     """Keep asyncio from complaining of an answer that nobody waited for."""
     if not done.cancelled():
         done.exception()
-
-
-def _judge(answer: EagerCall[str]) -> None:
-    """Return where COMMIT was answered with COMMIT; raise what it was otherwise."""
-    try:
-        tag = answer.result()
-    except asyncio.CancelledError:
-        raise CommitUnknown from None
-    except Exception as exc:
-        if refuses_commit(exc):
-            raise
-        raise CommitUnknown from exc
-    if tag != sql.COMMIT:
-        raise TransactionAborted

@@ -255,3 +255,61 @@ async def test_two_connections_are_nobodys_business(pool: asyncpg.Pool) -> None:
             await savepoint(add(2))(other)
         first.result()
     assert await rows(pool) == [1, 2]
+
+
+# --- tasks that outlive the operation that started them
+
+
+class Later:
+    """An operation whose body starts a task, which calls an operation itself when it may."""
+
+    def __init__(self) -> None:
+        self.may_go = asyncio.Event()
+        self.task: asyncio.Task[Any] | None = None
+
+    async def __call__(self, conn: Any) -> None:
+        self.task = asyncio.create_task(self._insert(conn))
+        await asyncio.sleep(0)
+
+    async def _insert(self, conn: Any) -> None:
+        await self.may_go.wait()
+        await savepoint(add(1))(conn)
+
+    async def go(self) -> None:
+        self.may_go.set()
+        assert self.task is not None
+        async with asyncio.timeout(10):
+            await self.task
+
+
+@PLACES
+@SCOPES
+async def test_a_task_may_call_operations_after_the_one_that_started_it(
+    wrapper: str, place: Place, single: asyncpg.Pool
+) -> None:
+    """Its context still has that operation, which is done: nobody else is at work on the connection."""
+
+    async def body(conn: Any) -> None:
+        later = Later()
+        await WRAPPERS[wrapper](later)(conn)
+        await later.go()
+
+    await place(single, body)
+    assert await rows(single) == [1]
+
+
+@PLACES
+async def test_such_a_task_is_misuse_while_another_operation_is_at_work(
+    place: Place, single: asyncpg.Pool
+) -> None:
+    async def body(conn: Any) -> None:
+        later = Later()
+        await savepoint(later)(conn)
+        paused = Paused(2)
+        async with open_in_another_task(conn, savepoint(paused), paused) as first:
+            with pytest.raises(TransactionMisuse):
+                await later.go()
+        first.result()
+
+    await place(single, body)
+    assert await rows(single) == [2]

@@ -19,6 +19,7 @@ from dbop_raw import (
     Engine,
     OperationTimeout,
     RetriesExhausted,
+    RollbackFailed,
     TransactionAborted,
     batch,
     each,
@@ -28,7 +29,7 @@ from dbop_raw import (
     savepoint,
     timeout,
 )
-from dbop_raw.testing import Fault, Server
+from dbop_raw.testing import Fault, Server, query
 from tests.support.bodies import insert, sleep
 from tests.support.failures import raising
 from tests.support.policies import QUICK
@@ -200,6 +201,107 @@ async def test_a_run_that_was_cancelled_does_not_keep_its_arguments_alive(single
     reference = await fails()
     await anyio.lowlevel.checkpoint()
     assert reference() is None
+
+
+class NotThere:
+    """Connects, till it does not."""
+
+    def __init__(self) -> None:
+        self.refuses = False
+
+    async def __call__(self, *args: Any, **kwargs: Any) -> asyncpg.Connection:
+        if self.refuses:
+            raise ConnectionRefusedError("of the test")
+        return await asyncpg.connect(*args, **kwargs)
+
+
+@pytest.mark.usefixtures("no_collector")
+@pytest.mark.parametrize("used_before", [False, True])
+async def test_a_run_that_could_not_connect_does_not_keep_its_arguments_alive(
+    used_before: bool, dsn: str
+) -> None:
+    """Whether it asks the pool itself, for a connection that has been there, or waits in line."""
+    connect = NotThere()
+    async with asyncpg.create_pool(dsn, min_size=0, max_size=1, connect=connect) as pool:
+        engine = Engine(pool)
+        if used_before:
+            await engine.run(well)
+        connect.refuses = True
+        async with pool.acquire() if used_before else contextlib.nullcontext() as conn:
+            if conn is not None:
+                conn.terminate()
+
+        async def fails() -> weakref.ref[Large]:
+            argument = Large()
+
+            @operation
+            async def op(conn: Any, argument: Large) -> None:
+                await conn.execute("SELECT 1", argument)
+
+            with contextlib.suppress(ConnectionRefusedError):
+                await engine.run(op(argument))
+                pytest.fail("it did not fail")
+            return weakref.ref(argument)
+
+        reference = await fails()
+        await anyio.lowlevel.checkpoint()
+        assert reference() is None
+
+
+@pytest.mark.usefixtures("no_collector")
+async def test_a_run_cancelled_at_its_commit_does_not_keep_its_arguments_alive(
+    dsn: str, postgres_server: Server
+) -> None:
+    async with behind(postgres_server, dsn) as (proxy, pool):
+        late = proxy.inject(Fault("delay", when=answer_to_commit, seconds=0.1))
+        engine = Engine(pool)
+
+        async def fails() -> weakref.ref[Large]:
+            argument = Large()
+
+            @operation
+            async def op(conn: Any, argument: Large) -> None:
+                assert isinstance(argument, Large)
+                await insert(conn)
+
+            task = asyncio.create_task(engine.run(op(argument)))
+            await late.wait()
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+                pytest.fail("it was not cancelled")
+            return weakref.ref(argument)
+
+        reference = await fails()
+        await anyio.lowlevel.checkpoint()
+        assert reference() is None
+        assert engine.stats().commits == 1
+
+
+@pytest.mark.usefixtures("no_collector")
+async def test_a_run_whose_rollback_failed_does_not_keep_its_arguments_alive(
+    dsn: str, postgres_server: Server
+) -> None:
+    async with behind(postgres_server, dsn) as (proxy, pool):
+        proxy.inject(Fault("reset", when=query("ROLLBACK")))
+        engine = Engine(pool)
+
+        async def fails() -> weakref.ref[Large]:
+            argument = Large()
+
+            @operation
+            async def op(conn: Any, argument: Large) -> None:
+                assert isinstance(argument, Large)
+                await its_own_error(conn)
+
+            with contextlib.suppress(RollbackFailed):
+                await engine.run(op(argument))
+                pytest.fail("it did not fail")
+            return weakref.ref(argument)
+
+        reference = await fails()
+        await anyio.lowlevel.checkpoint()
+        assert reference() is None
 
 
 @pytest.mark.usefixtures("no_collector")

@@ -165,3 +165,21 @@ async def test_a_caller_cancelled_twice_gives_up_at_once() -> None:
         await task
     assert played.connections[0].terminated
     played.check()
+
+
+async def test_a_commit_whose_caller_is_cancelled_again_and_again_is_in_doubt() -> None:
+    """It was sent: nobody may say that it is rolled back."""
+    seen = Seen()
+    played = Played([BEGIN, INSERT, Step("COMMIT", delay=NEVER)], observer=seen)
+    task = asyncio.ensure_future(played.engine.run(insert()))
+    await _until_commit(played.connections[0])
+    with anyio.fail_after(5):
+        while not task.done():
+            task.cancel()
+            await asyncio.sleep(0)
+    assert task.cancelled()
+    stats = played.engine.stats()
+    assert (stats.commits_in_doubt, stats.rollbacks, stats.commits) == (1, 0, 0)
+    assert len(seen.of(events.CommitInDoubt)) == 1
+    assert seen.of(events.RolledBack) == []
+    played.check()
