@@ -70,11 +70,11 @@ class CommitRecord(Protocol):
     """What a transaction leaves behind so that its outcome can be looked up."""
 
     def opening(self) -> str:
-        """Give SQL for the BEGIN message; "" for none."""
+        """Give SQL for the BEGIN message."""
         ...
 
-    async def capture(self, conn: Connection) -> None:
-        """Take what the look-up needs to know; called in the transaction, when only COMMIT is left."""
+    def capture(self, conn: Connection) -> None:
+        """Take what the look-up needs to know; called when the transaction has begun, with no I/O."""
         ...
 
     async def at_work(self, conn: Connection) -> bool:
@@ -139,7 +139,7 @@ class RowRecord:
         """Insert the row, in the transaction that it stands for."""
         return sql.join(f"SELECT pg_catalog.pg_advisory_xact_lock({self._mark})", self._insert)
 
-    async def capture(self, conn: Connection) -> None:
+    def capture(self, conn: Connection) -> None:
         """Nothing to take: the row is known."""
 
     async def at_work(self, conn: Connection) -> bool:
@@ -180,30 +180,45 @@ _INCARNATION = (
 )
 
 
+# A session's name has 63 bytes: so many of the user's own stay in front, for a person who looks at the
+# server; behind them are our mark, two numbers of 16 hexadecimal digits at the most, and two separators.
+_NAME_KEPT = 19
+_PREFIX = " dbop_raw:"
+
+
 class XidRecord:
-    """A transaction's id and its server's incarnation, asked for when only COMMIT is left."""
+    """A transaction's id and its server's incarnation, which the server reports at no round trip.
+
+    They stand behind the session's own name in `application_name` up to the transaction's end: of what a
+    server reports by itself, nothing else can be chosen freely.
+    """
 
     def __init__(self) -> None:
         self._incarnation: int | None = None
         self._xid: int | None = None
 
     def opening(self) -> str:
-        """Nothing: a transaction that writes nothing needs no id."""
-        return ""
+        """Have the server report both; nothing on a standby, which has no ids to give."""
+        mark = (
+            f"pg_catalog.concat('{_PREFIX}', pg_catalog.to_hex({_INCARNATION}), ':', "
+            "pg_catalog.to_hex(pg_catalog.pg_current_xact_id()::pg_catalog.text::pg_catalog.int8))"
+        )
+        name = f"pg_catalog.left(pg_catalog.current_setting('application_name'), {_NAME_KEPT})"
+        return (
+            f"SELECT pg_catalog.set_config('application_name', pg_catalog.concat({name}, {mark}), true) "
+            "WHERE NOT pg_catalog.pg_is_in_recovery()"
+        )
 
-    async def capture(self, conn: Connection) -> None:
-        """Ask for both, in one round trip; a standby has no ids to give."""
-        try:
-            row = await conn.fetchrow(
-                "SELECT CASE WHEN writes THEN pg_catalog.pg_current_xact_id()::pg_catalog.text END AS xid, "
-                f"CASE WHEN writes THEN {_INCARNATION} END AS incarnation "
-                "FROM (SELECT NOT pg_catalog.pg_is_in_recovery() AS writes) AS s"
-            )
-        except asyncpg.InFailedSQLTransactionError:
-            # The body has swallowed an error: COMMIT will be answered with ROLLBACK.
-            return
-        if row["xid"] is not None:
-            self._xid, self._incarnation = int(row["xid"]), row["incarnation"]
+    def capture(self, conn: Connection) -> None:
+        """Read what the server has reported."""
+        reported = str(getattr(conn.get_settings(), "application_name", "") or "")
+        _, found, numbers = reported.rpartition(_PREFIX)
+        incarnation, _, xid = numbers.partition(":")
+        self._incarnation = self._xid = None
+        if found and incarnation and xid:
+            self._xid, unsigned = int(xid, 16), int(incarnation, 16)
+            # As the server has it: signed.
+            self._incarnation = unsigned - 2**64 if unsigned >= 2**63 else unsigned
 
     @property
     def _xid_of_pid(self) -> str:

@@ -207,9 +207,7 @@ class Run:
             if call.begin is None and call.policy is not None:
                 work.session.counting()
             try:
-                result = await work.session.run(
-                    call.op.step, frame, None if record is None else record.capture
-                )
+                result = await work.session.run(call.op.step, frame)
             except Exception as exc:  # noqa: BLE001 - a value from here on
                 return await self._body_failed(work, frame, exc)
             except BaseException as exc:
@@ -229,7 +227,7 @@ class Run:
         call = self.call
         begin = call.begin
         if begin is not None and record is not None:
-            begin = sql.join(*filter(None, (begin, record.opening())))
+            begin = sql.join(begin, record.opening())
         session = Session(
             checkout.conn,
             self.capacity.settings,
@@ -240,6 +238,7 @@ class Run:
             readonly=call.readonly,
         )
         session.constraints_immediate = self.constraints_immediate
+        session.on_begin = None if record is None else record.capture
         if call.limit is not None and math.isinf(self.total):
             self.total = self.capacity.settings.clock() + call.limit
         return Work(self.capacity, checkout, session, self.attempts.since)

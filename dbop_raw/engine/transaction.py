@@ -54,7 +54,7 @@ class Transaction:
         record: CommitRecord | None,
     ) -> None:
         self._capacity = capacity
-        self._begin = begin if record is None else sql.join(*filter(None, (begin, record.opening())))
+        self._begin = begin if record is None else sql.join(begin, record.opening())
         self._readonly = readonly
         self._seconds = seconds
         self._record = record
@@ -86,6 +86,7 @@ class Transaction:
                     deadline=deadline,
                     readonly=self._readonly,
                 )
+                session.on_begin = None if self._record is None else self._record.capture
                 work = Work(capacity, checkout, session, started)
                 try:
                     await session.begin(frame)
@@ -123,8 +124,7 @@ class Transaction:
                 if error is not None:
                     await work.session.rollback(error)
                     raise error  # noqa: TRY301 - it ends as one that is raised here does
-                capture = None if self._record is None else self._record.capture
-                await work.session.end(self._frame, capture)
+                await work.session.end(self._frame)
             except BaseException as exc:
                 await self._failed(work, exc, over=over)
                 if exc is error:

@@ -68,6 +68,7 @@ class Scope:
         "constraints_immediate",
         "control",
         "frame",
+        "on_begin",
         "readonly",
         "retries",
         "settings",
@@ -88,6 +89,8 @@ class Scope:
         self.control = ControlBuffer(begin)
         self.readonly = readonly
         self.attempts: dict[object, Attempts] = {} if attempts is None else attempts
+        # Called when a transaction of ours has begun, and when it has begun anew.
+        self.on_begin: Callable[[Connection], None] | None = None
         # The connection itself, where `conn` stands for it and counts.
         self.uncounted: Connection | None = None
         # How often each retrying operation was called in this transaction: a second call counts for itself.
@@ -160,6 +163,7 @@ class Scope:
         if not control.waiting and not (limited and control.stale(frame, clock)):
             return
         opened, released = control.marks_on_their_way()
+        begins = self.on_begin is not None and control.begins
         message = control.take(frame, clock, limited=limited)
         if not message:
             return
@@ -168,6 +172,8 @@ class Scope:
         except asyncpg.InFailedSQLTransactionError:
             control.nothing_done(opened, released)
             raise
+        if begins and self.on_begin is not None:
+            self.on_begin(self.conn)
 
     def ended_by_server(self, frame: Frame) -> bool:
         """Did the statement that was just cancelled run into the timeout that was told for `frame`?

@@ -13,7 +13,6 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 import anyio
-import asyncpg
 
 from dbop_raw.driver import sql
 from dbop_raw.driver.connection import Connection, discard, is_customised, is_gone
@@ -74,45 +73,22 @@ class Session(Scope):
 
     # --- up to COMMIT
 
-    async def run(
-        self,
-        step: Callable[[Scope, Frame], Awaitable[T]],
-        frame: Frame,
-        last: Callable[[Connection], Awaitable[None]] | None = None,
-    ) -> T:
+    async def run(self, step: Callable[[Scope, Frame], Awaitable[T]], frame: Frame) -> T:
         """Run an operation's `step` up to the point where only COMMIT is left.
 
         On any error or cancellation, roll back.
-
-        Args:
-            step: What runs.
-            frame: What it has to keep.
-            last: What is called with the connection when only COMMIT is left, and something was done.
         """
         register(self)
         try:
             result = await step(self, frame)
-            if last is not None or self.control.must_send:
-                await self._last(frame, last)
+            if self.control.must_send:
+                await self.flush(frame)
         except BaseException as exc:
             unregister(self)
             await self.rollback(exc)
             raise
         unregister(self)
         return result
-
-    async def _last(self, frame: Frame, last: Callable[[Connection], Awaitable[None]] | None) -> None:
-        if self.control.must_send:
-            await self.flush(frame)
-        if last is None or not self.control.begun:
-            return
-        # The body is over, and its own timeout with it: this needs a bound as COMMIT does.
-        seconds = self.settings.bounds.answer
-        with anyio.move_on_after(seconds) as limit:
-            await last(self.conn)
-        if limit.cancelled_caught:
-            discard(self.conn)
-            raise asyncpg.ConnectionDoesNotExistError(f"the server did not answer within {seconds:g} s")
 
     async def begin(self, frame: Frame) -> None:
         """Begin now, for a caller that uses the connection itself, and ends with `end` or `rollback`.
@@ -128,17 +104,13 @@ class Session(Scope):
             await self.rollback(exc)
             raise
 
-    async def end(self, frame: Frame, last: Callable[[Connection], Awaitable[None]] | None = None) -> None:
-        """Make what `begin` began ready for COMMIT; on any error or cancellation, roll back.
-
-        Args:
-            frame: What it has to keep.
-            last: See `run`.
-        """
+    async def end(self, frame: Frame) -> None:
+        """Make what `begin` began ready for COMMIT; on any error or cancellation, roll back."""
         unregister(self)
         try:
             self.check_open("the block of engine.transaction()")
-            await self._last(frame, last)
+            if self.control.must_send:
+                await self.flush(frame)
         except BaseException as exc:
             await self.rollback(exc)
             raise

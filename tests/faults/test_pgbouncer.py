@@ -99,7 +99,9 @@ class TestWhatItPassesOn:
                 await retry(PATIENT)(locked_at_first)(conn)
                 with pytest.raises(asyncpg.NotNullViolationError):
                     await savepoint(lambda c: c.execute("INSERT INTO t VALUES (2, NULL)"))(conn)
-                assert await timeout(1.5)(lambda c: c.fetchval("SHOW statement_timeout"))(conn) == "1425ms"
+                told = await timeout(1.5)(lambda c: c.fetchval("SHOW statement_timeout"))(conn)
+                # What is left when it is sent, less 5 %.
+                assert 1000 < int(told.removesuffix("ms")) <= 1425
                 assert await conn.fetchval("SHOW statement_timeout") == "0"
 
             await engine.run(parts)
@@ -208,7 +210,7 @@ class TestWhatItMustNotCarryOver:
                 assert await fresh.fetchval(f"{held} AND relation <> 'pg_locks'::regclass", pid) == 0
             finally:
                 await fresh.close()
-        assert any("SET LOCAL" in sql for sql in sent)
+        assert any("set_config('statement_timeout'" in sql for sql in sent)
         for sql in sent:
             outside = re.sub(r"\$d_\w+\$.*\$d_\w+\$", "", sql, flags=re.DOTALL)
             assert not re.search(r"\bSET\s+(?!LOCAL\b|CONSTRAINTS\b)|\bLISTEN\b|\bPREPARE\b", outside), sql

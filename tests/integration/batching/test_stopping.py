@@ -160,7 +160,7 @@ class _BeginsOnce:
     def opening(self) -> str:
         return "SELECT 1 / (2 - nextval('met'))"
 
-    async def capture(self, conn: Any) -> None:
+    def capture(self, conn: Any) -> None:
         pass
 
     async def at_work(self, conn: Any) -> bool:
