@@ -37,7 +37,7 @@ class BatchResult(Generic[Item_co, R_co]):
     total: int
     """The number of items given."""
     written: int
-    """The number of items written."""
+    """The number of items written. Rows that a trigger drops on their way into COPY are neither these nor failed."""
     failed: tuple[Failed[Item_co], ...]
     """The items that were set aside, in the order of the input."""
     results: tuple[R_co | None, ...]

@@ -4,11 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import ClassVar
+from typing import Any, ClassVar
+from weakref import WeakKeyDictionary
 
-from dbop_raw.batching.writers.copying import CopyWriter, Target
-from dbop_raw.batching.writers.protocol import WriteFailed
+import asyncpg
+
+from dbop_raw.batching.server_functions import unchanged
+from dbop_raw.batching.sql import read
+from dbop_raw.batching.writers.copying import CopyWriter, Target, written
+from dbop_raw.batching.writers.protocol import WriteFailed, Written
 from dbop_raw.batching.writers.rows import Row, check_widths, raised_by_client, span_of, taken
+from dbop_raw.batching.writers.stale import is_stale
+from dbop_raw.driver.connection import Connection
+from dbop_raw.driver.remembered import bare, columns_query, kept_statement, types_of
 from dbop_raw.driver.underway import overlap
 from dbop_raw.session.scope import Scope
 
@@ -18,16 +26,22 @@ __all__ = ["CopyInto", "copy_into"]
 class CopyInto(CopyWriter):
     """The writer that `copy_into` makes."""
 
-    __slots__ = ()
+    __slots__ = ("_asked", "_columns_query")
     _verb: ClassVar[str] = "copy_into"
     _text: ClassVar[bool] = False
 
-    async def write(self, scope: Scope, items: Sequence[Row], lo: int, hi: int) -> Sequence[None]:
+    def __init__(self, target: Target) -> None:
+        super().__init__(target)
+        self._columns_query = columns_query(target.relation, target.columns)
+        # By connection: what its driver keeps of that query, and what to ask the server about it.
+        self._asked: WeakKeyDictionary[Connection, tuple[Any, str]] = WeakKeyDictionary()
+
+    async def write(self, scope: Scope, items: Sequence[Row], lo: int, hi: int) -> Written[None]:
         """Send one binary COPY."""
         rows = span_of(items, lo, hi)
-        await scope.flush()
-        left = iter(rows)
         target = self.target
+        await self._open(scope)
+        left = iter(rows)
         copying = scope.conn.copy_records_to_table(
             target.table, schema_name=target.schema, columns=target.columns, records=left
         )
@@ -35,7 +49,7 @@ class CopyInto(CopyWriter):
         try:
             # The rows are looked at when they have been sent, while the server is at them: a row that doesn't
             # fit is undone like anything that fails.
-            await overlap(copying, check)
+            tag, _ = await overlap(copying, check)
         except WriteFailed:
             raise
         except Exception as exc:
@@ -46,7 +60,42 @@ class CopyInto(CopyWriter):
                 raise WriteFailed(lo + number - 1, exc, client=True) from exc
             row = target.culprit(exc)
             raise WriteFailed(None if row is None else lo + row, exc) from exc
-        return ()
+        return written(tag, len(rows))
+
+    async def _open(self, scope: Scope) -> None:
+        """Send what opens the span; and see to it that the columns are of the types that the driver remembers.
+
+        It encodes by these, and COPY takes the bits for what the column is now: an int8 for a float8, say. The
+        question travels with the message that goes anyway. Where the driver remembers nothing, it will ask itself.
+
+        Raises:
+            WriteFailed: They are not.
+        """
+        asked = self._ask(scope.conn)
+        if asked:
+            scope.control.push(asked)
+        try:
+            await scope.flush()
+        except asyncpg.InvalidArgumentForWidthBucketFunctionError as exc:
+            if asked:
+                raise WriteFailed(None, exc, stale=True) from exc
+            raise
+
+    def _ask(self, conn: Connection) -> str:
+        """Return SQL that raises where the driver's memory of the columns is stale; "" where it has none."""
+        statement = kept_statement(conn, self._columns_query)
+        if statement is None:
+            return ""
+        known = self._asked.get(conn_key := bare(conn))
+        if known is None or known[0] is not statement:
+            _, types = types_of(statement)
+            pairs = list(zip(self.target.columns, types, strict=True))
+            question = read("columns_as_remembered").format(**unchanged(self.target.relation, pairs))
+            self._asked[conn_key] = known = (statement, question)
+        return known[1]
+
+    async def _is_stale(self, scope: Scope, failed: WriteFailed) -> bool:
+        return failed.stale or await is_stale(scope, failed, self._columns_query)
 
     def _check(self, rows: Sequence[Row], lo: int) -> None:
         check_widths(rows, len(self.target.columns), lo)
