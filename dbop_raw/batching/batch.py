@@ -262,7 +262,7 @@ class _Run(Generic[Item, R]):
         """Write the items at `indexes`, in order; those that can't be written are set aside."""
         whole = len(indexes) == len(self._items)
         view = self._items if whole else [self._items[index] for index in indexes]
-        writer, per_item = self._writer, self._writer.per_item
+        scope, writer, per_item = self._scope, self._writer, self._writer.per_item
         self._spans = Spans(len(view), self._costs, per_item=per_item)
         self._attempts.clear()
         if per_item and not self._results:
@@ -271,11 +271,13 @@ class _Run(Generic[Item, R]):
             failed = await self._try(step, view, indexes)
             # Judged out here, so that what is raised carries no trace of our own signal.
             if failed is not None:
-                if not self._refreshed and await writer.refresh(self._scope, failed):
+                if step.way == "write" and not self._refreshed and await writer.refresh(scope, failed):
                     self._refreshed = True
                     self._spans.again(None)
                     continue
-                judgement = judge(step, failed, self._scope.verdict)
+                if failed.stale:
+                    raise failed.error
+                judgement = judge(step, failed, scope.verdict)
                 await self._follow(judgement, failed.error, indexes)
         self._spans.finish()
 

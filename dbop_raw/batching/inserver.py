@@ -155,7 +155,6 @@ class InServer:
         _, ready = await overlap(scope.flush(), prepare)
         while ready is not None:
             piece, call = ready
-            met = ()
             started = clock()
             found, ready = await overlap(scope.conn.fetch(*call), prepare)
             seconds += clock() - started

@@ -269,7 +269,7 @@ def unchanged(relation: str, columns: Sequence[Column] | Sequence[tuple[str, int
         f"AND d_a.atttypid OPERATOR(pg_catalog.=) '{oid}'::pg_catalog.oid)"
         for name, oid in pairs
     )
-    return {"relation": sql.literal(relation), "same": same, "number": len(pairs)}
+    return {"relation": sql.literal(relation), "same": same, "number": len({name for name, _ in pairs})}
 
 
 # INSERT … VALUES writes one row, or none where a trigger dropped it.

@@ -15,9 +15,11 @@ from dbop_raw.batching.writers.copying import CopyWriter, Target, written
 from dbop_raw.batching.writers.protocol import WriteFailed, Written
 from dbop_raw.batching.writers.rows import Row, check_widths, raised_by_client, span_of, taken
 from dbop_raw.batching.writers.stale import is_stale
-from dbop_raw.driver.connection import Connection
-from dbop_raw.driver.remembered import bare, columns_query, kept_statement, types_of
+from dbop_raw.driver import sql
+from dbop_raw.driver.connection import Connection, is_gone
+from dbop_raw.driver.remembered import bare, columns_query, has_binary_codec, kept_statement, types_of
 from dbop_raw.driver.underway import overlap
+from dbop_raw.failure.errors import PolicyError
 from dbop_raw.session.scope import Scope
 
 __all__ = ["CopyInto", "copy_into"]
@@ -26,13 +28,15 @@ __all__ = ["CopyInto", "copy_into"]
 class CopyInto(CopyWriter):
     """The writer that `copy_into` makes."""
 
-    __slots__ = ("_asked", "_columns_query")
+    __slots__ = ("_asked", "_columns_query", "_domains")
     _verb: ClassVar[str] = "copy_into"
     _text: ClassVar[bool] = False
 
     def __init__(self, target: Target) -> None:
         super().__init__(target)
         self._columns_query = columns_query(target.relation, target.columns)
+        # The domains that columns were seen to be of, by their base types.
+        self._domains: dict[int, set[int]] = {}
         # By connection: what its driver keeps of that query, and what to ask the server about it.
         self._asked: WeakKeyDictionary[Connection, tuple[Any, str]] = WeakKeyDictionary()
 
@@ -58,9 +62,24 @@ class CopyInto(CopyWriter):
                 # The driver's words for a row that is too short, or none, help nobody.
                 check()
                 raise WriteFailed(lo + number - 1, exc, client=True) from exc
+            if number == 0 and type(exc) is asyncpg.InternalClientError:
+                self._explain(scope, exc)
             row = target.culprit(exc)
             raise WriteFailed(None if row is None else lo + row, exc) from exc
         return written(tag, len(rows))
+
+    def _explain(self, scope: Scope, exc: asyncpg.InternalClientError) -> None:
+        """Give the driver's error the reason as its cause, where a column's codec is why it sends no row."""
+        statement = kept_statement(scope.conn, self._columns_query)
+        if statement is None or is_gone(scope.conn):
+            return
+        columns = zip(self.target.columns, types_of(statement)[1], strict=True)
+        texts = [name for name, oid in columns if not has_binary_codec(scope.conn, oid)]
+        if texts:
+            exc.__cause__ = PolicyError(
+                f"copy_into sends values in binary, and the driver has only a text codec for {texts}: set a codec "
+                "with format='binary', or use execute_many or copy_text"
+            )
 
     async def _open(self, scope: Scope) -> None:
         """Send what opens the span; and see to it that the columns are of the types that the driver remembers.
@@ -89,13 +108,25 @@ class CopyInto(CopyWriter):
         known = self._asked.get(conn_key := bare(conn))
         if known is None or known[0] is not statement:
             _, types = types_of(statement)
-            pairs = list(zip(self.target.columns, types, strict=True))
+            # The driver is told a domain's base type.
+            pairs = [
+                (name, oid)
+                for name, told in zip(self.target.columns, types, strict=True)
+                for oid in (told, *self._domains.get(told, ()))
+            ]
             question = read("columns_as_remembered").format(**unchanged(self.target.relation, pairs))
             self._asked[conn_key] = known = (statement, question)
         return known[1]
 
     async def _is_stale(self, scope: Scope, failed: WriteFailed) -> bool:
-        return failed.stale or await is_stale(scope, failed, self._columns_query)
+        if not failed.stale:
+            return await is_stale(scope, failed, self._columns_query)
+        # Once it is known which of the columns' types are domains, the question is the right one.
+        await scope.flush()
+        query = read("domains_of_table").format(relation=sql.literal(self.target.relation))
+        for base, own in await scope.conn.fetch(query):
+            self._domains.setdefault(base, set()).add(own)
+        return True
 
     def _check(self, rows: Sequence[Row], lo: int) -> None:
         check_widths(rows, len(self.target.columns), lo)
