@@ -163,8 +163,9 @@ class _Run(Generic[Item, R]):
         self._results: list[R | None] = []
         # How many items were neither stored nor refused: a trigger dropped them.
         self._dropped = 0
-        # Has the driver been made to forget what it remembered of the schema?
-        self._refreshed = False
+        # Has the driver been made to forget what it remembered of the schema: because it was sure to be stale
+        # (True), or because it may have been (False)? Once for each.
+        self._refreshed: set[bool] = set()
         # How often an item of the span search at hand was tried, for those that failed for a passing reason.
         self._attempts: dict[int, Attempts] = {}
         self._retries_before = scope.retries
@@ -271,8 +272,9 @@ class _Run(Generic[Item, R]):
             failed = await self._try(step, view, indexes)
             # Judged out here, so that what is raised carries no trace of our own signal.
             if failed is not None:
-                if step.way == "write" and not self._refreshed and await writer.refresh(scope, failed):
-                    self._refreshed = True
+                fresh = step.way == "write" and failed.stale not in self._refreshed
+                if fresh and await writer.refresh(scope, failed):
+                    self._refreshed.add(failed.stale)
                     self._spans.again(None)
                     continue
                 if failed.stale:
