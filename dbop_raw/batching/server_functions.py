@@ -99,11 +99,13 @@ class Column:
         Raises:
             Unsupported: There is no such way.
         """
-        if has_own_codec(conn, self.oid) or has_own_codec(conn, self.base) or self.is_array:
+        own = has_own_codec(conn, self.base, enum=self.kind == "e")
+        if own or self.is_array or (self.oid != self.base and has_own_codec(conn, self.oid)):
             raise Unsupported
         if self.base < _FIRST_OF_USERS and has_binary_codec(conn, self.base):
             return "array"
-        # The driver sends an enum's label as it is; and of what it knows no binary form of, the text.
+        # The driver sends an enum's label as it is; and of what it knows no binary form of, the text. (That is the
+        # server's own types: for an extension's, the driver can't be asked whether the codec is the user's.)
         if (self.kind == "e" or (self.kind == "b" and not copied)) and not self.casts_otherwise:
             return "text"
         raise Unsupported

@@ -14,7 +14,8 @@ from dbop_raw.driver.connection import Connection
 __all__ = ["bare", "columns_query", "has_binary_codec", "has_own_codec", "kept_statement", "types_of"]
 
 # asyncpg's ServerDataFormat.
-_ANY, _BINARY = -1, 1
+_ANY, _TEXT, _BINARY = -1, 0, 1
+_IGNORE_OWN = True
 
 
 def bare(conn: Connection) -> Any:
@@ -22,11 +23,21 @@ def bare(conn: Connection) -> Any:
     return getattr(conn, "_con", conn)
 
 
-def has_own_codec(conn: Connection, oid: int) -> bool:
-    """Has the user set a codec for the type? True where that can't be told."""
+def has_own_codec(conn: Connection, oid: int, *, enum: bool = False) -> bool:
+    """Has the user set a codec for the type? True where that can't be told.
+
+    Args:
+        conn: Each connection has codecs of its own.
+        oid: The type.
+        enum: It is an enum.
+    """
     try:
-        settings = bare(conn)._protocol.get_settings()
-        return settings.get_data_codec(oid) is not settings.get_data_codec(oid, _ANY, True)
+        codec = bare(conn)._protocol.get_settings().get_data_codec
+        if enum:
+            # The driver keeps its own codec for an enum where it keeps the user's; but its own is there in both
+            # formats, and a user's in one.
+            return codec(oid, _ANY) is not None and None in (codec(oid, _TEXT), codec(oid, _BINARY))
+        return codec(oid) is not codec(oid, _ANY, _IGNORE_OWN)
     except (AttributeError, TypeError):
         return True
 
