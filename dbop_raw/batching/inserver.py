@@ -15,7 +15,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, cast
 
 import asyncpg
@@ -41,8 +40,8 @@ Part = tuple[Sequence[Sequence[Any]], int]
 # More rows than this are given to the server in several pieces: the driver's work on one goes on while the
 # server is at another, and an array's element costs the more to reach, the further back it is.
 _LARGEST_PIECE = 512
-# Nor more bytes than this, in texts and the like, as long as a piece has several rows: the server takes no message
-# of 1 GB.
+# Nor more bytes than this, in texts and the like, as long as a piece has several rows: the server takes no
+# message of 1 GB.
 _HEAVIEST_PIECE = 16 * 1024 * 1024
 # How many attempts are left out where one has shown that the server can't try rows at all.
 _BATCHES_OF_REST = 20
@@ -129,9 +128,9 @@ class InServer:
             The failures, by the rows' places in all parts together.
 
         Raises:
-            Unsupported: The rows don't have as many values as there are columns, or one is of a Python type that
-                the driver might encode otherwise in an array; or the connection has other codecs than that for
-                which this was made.
+            Unsupported: The rows don't have as many values as there are columns, or one is of a Python type
+                that the driver might encode otherwise in an array; or the connection has other codecs than that
+                for which this was made.
         """
         check_own_codecs(scope.conn)
         if _ways(scope.conn, self._columns, copied=self._copied) != self._ways:
@@ -217,27 +216,28 @@ class InServer:
 
 
 class Impossible:
-    """Where the server was found not to try rows at all: no privilege, no language, a table that does not allow it.
+    """Where the server was found not to try rows at all: no privilege, no language, a type that does not fit.
 
-    It holds for the engine on which that was found, since a writer may be used on several; and not for ever, since
-    privileges can be granted.
+    It holds for the engine on which that was found, since a writer may be used on several; and not for ever,
+    since privileges can be granted.
     """
 
     def __init__(self) -> None:
         self._settings: object = None
         self._rest = 0
 
-    def on(self, scope: Scope) -> bool:
-        """Was it found for this engine, and not long ago? Asked once for each attempt."""
-        if self._settings is not scope.settings or self._rest <= 0:
-            return False
-        self._rest -= 1
-        return True
+    def check(self, scope: Scope) -> None:
+        """Raise `Unsupported` where it was found for this engine, and not long ago: once for each attempt."""
+        if self._settings is scope.settings and self._rest > 0:
+            self._rest -= 1
+            raise Unsupported
 
     def learn(self, scope: Scope, error: Exception) -> None:
         """Take in why rows could not be tried."""
         verdict = scope.verdict(error)
-        refused = isinstance(error, asyncpg.PostgresError) and verdict.repair is Repair.NEVER and not verdict.item
+        refused = (
+            isinstance(error, asyncpg.PostgresError) and verdict.repair is Repair.NEVER and not verdict.item
+        )
         lasting = isinstance(error, Unsupported) and not error.of_rows
         if (refused or lasting) and self._rest <= 0:
             self._settings, self._rest = scope.settings, _BATCHES_OF_REST

@@ -4,8 +4,8 @@ Each stands in the session's `pg_temp`, takes one array a column, and returns th
 failed. They need the TEMP privilege and PL/pgSQL. Their text is made from the templates in `sql/`; what they
 are for stands in `inserver.py`.
 
-They stay as long as the session does, for to make them each time would fill the catalogs. So none depends on what
-is the user's: a value of a type of his travels as text, and is cast where it is used.
+They stay as long as the session does, for to make them each time would fill the catalogs. So none depends
+on what is the user's: a value of a type of his travels as text, and is cast where it is used.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ __all__ = [
 ]
 
 
-# Types below are the server's own: they are never dropped, and what depends on them is nowhere kept (PostgreSQL,
-# "System Catalog Declarations and Initial Contents", OID assignment).
+# Types below are the server's own: they are never dropped, and what depends on them is nowhere kept
+# (PostgreSQL, "System Catalog Initial Data", OID assignment).
 _FIRST_OF_USERS = 16384
 _TEXT = "pg_catalog.text"
 # The types that our own arguments and results go through.
@@ -87,10 +87,10 @@ class Column:
         return await _read_columns(scope, "parameters", "{" + ",".join(map(str, types)) + "}")
 
     def way(self, conn: Connection, *, copied: bool) -> Literal["array", "text"]:
-        """Say how values travel that the driver would send one by one: as an array of the type, or of texts.
+        """Say how values that the driver would send one by one travel: in an array of the type, or of texts.
 
-        Only in ways that give the server the very value that the driver would give it: through no codec of the
-        user's, and with no type of the user's among a function's arguments.
+        Only in ways that give the server the very value that the driver would give it: through no codec of
+        the user's, and with no type of the user's among a function's arguments.
 
         Args:
             conn: Whose codecs count.
@@ -99,14 +99,14 @@ class Column:
         Raises:
             Unsupported: There is no such way.
         """
-        own = has_own_codec(conn, self.base, enum=self.kind == "e")
-        if own or self.is_array or (self.oid != self.base and has_own_codec(conn, self.oid)):
+        if self.is_array or has_own_codec(conn, self.oid) or has_own_codec(conn, self.base):
             raise Unsupported
-        if self.base < _FIRST_OF_USERS and has_binary_codec(conn, self.base):
+        binary = has_binary_codec(conn, self.base)
+        if binary and self.base < _FIRST_OF_USERS:
             return "array"
-        # The driver sends an enum's label as it is; and of what it knows no binary form of, the text. (That is the
-        # server's own types: for an extension's, the driver can't be asked whether the codec is the user's.)
-        if (self.kind == "e" or (self.kind == "b" and not copied)) and not self.casts_otherwise:
+        # The driver sends an enum's label as it is; and of what it knows no binary form of, the text.
+        as_text = self.kind == "e" or (self.kind == "b" and not binary and not copied)
+        if as_text and not self.casts_otherwise:
             return "text"
         raise Unsupported
 
@@ -160,8 +160,8 @@ class Arguments:
     @property
     def unnested(self) -> str:
         """All columns, for `ROWS FROM (…)`."""
-        # unnest() of several arrays is the parser's own word, and only unqualified; ROWS FROM says the same with
-        # names that can't be hijacked.
+        # unnest() of several arrays is the parser's own word, and only unqualified; ROWS FROM says the same
+        # with names that can't be hijacked.
         return ", ".join(f"pg_catalog.unnest({array})" for array in self._arrays)
 
 
@@ -223,8 +223,8 @@ def inserts(
         ways: How the values of each travel, as `Column.way` says.
 
     Returns:
-        The function that tries one row after another; and the one that tries blocks, if the columns are not too
-        many for that.
+        The function that tries one row after another; and the one that tries blocks, if the columns are not
+        too many for that.
     """
     count = len(columns)
     arguments = Arguments(_array_types(columns, ways))
@@ -240,7 +240,8 @@ def inserts(
         return ", ".join(_value(form.format(n=n), column, way) for n, (column, way) in of_columns)
 
     alone = ServerFunction(
-        arguments, _rows_alone(arguments, count, f"{insert} VALUES ({values('d_row.c{n}')})", guard, _COUNT_ROW)
+        arguments,
+        _rows_alone(arguments, count, f"{insert} VALUES ({values('d_row.c{n}')})", guard, _COUNT_ROW),
     )
     if arguments.merged:
         return alone, None
@@ -286,7 +287,9 @@ def _value(place: str, column: Column, way: str) -> str:
     return f"{place}::{column.type}" if way == "text" else place
 
 
-def _rows_alone(arguments: Arguments, width: int, write_row: str, guard: str = "", count_row: str = "") -> str:
+def _rows_alone(
+    arguments: Arguments, width: int, write_row: str, guard: str = "", count_row: str = ""
+) -> str:
     return read("rows_alone").format(
         guard=guard,
         arrays=arguments.unnested,

@@ -119,9 +119,7 @@ class Spans:
         return alone < costs.span_cost(length) + fails * after
 
     def _may_try_rows(self, span: _Span) -> bool:
-        return (
-            span.may_try_rows and self._rows_possible and not self._per_item and span.hi - span.lo > 1
-        )
+        return span.may_try_rows and self._rows_possible and not self._per_item and span.hi - span.lo > 1
 
     # --- the next step
 

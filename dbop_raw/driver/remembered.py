@@ -1,11 +1,12 @@
-"""What the driver remembers of types: a user's codecs, and the columns and parameters of statements in its cache.
+"""What the driver remembers: a user's codecs, and the types of the statements in its cache.
 
-asyncpg has no public way to ask for either, so this is the one place that looks inside. Where that can't be done
-(another version), each function gives the answer that is safe.
+asyncpg has no public way to ask for either, so this is the one place that looks inside. Where that can't be
+done (another version), each function gives the answer that is safe.
 """
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 from dbop_raw.driver import sql
@@ -14,7 +15,7 @@ from dbop_raw.driver.connection import Connection
 __all__ = ["bare", "columns_query", "has_binary_codec", "has_own_codec", "kept_statement", "types_of"]
 
 # asyncpg's ServerDataFormat.
-_ANY, _TEXT, _BINARY = -1, 0, 1
+_ANY, _BINARY = -1, 1
 _IGNORE_OWN = True
 
 
@@ -23,23 +24,19 @@ def bare(conn: Connection) -> Any:
     return getattr(conn, "_con", conn)
 
 
-def has_own_codec(conn: Connection, oid: int, *, enum: bool = False) -> bool:
-    """Has the user set a codec for the type? True where that can't be told.
-
-    Args:
-        conn: Each connection has codecs of its own.
-        oid: The type.
-        enum: It is an enum.
-    """
+def has_own_codec(conn: Connection, oid: int) -> bool:
+    """Has the user set a codec for the type on this connection? True where that can't be told."""
     try:
-        codec = bare(conn)._protocol.get_settings().get_data_codec
-        if enum:
-            # The driver keeps its own codec for an enum where it keeps the user's; but its own is there in both
-            # formats, and a user's in one.
-            return codec(oid, _ANY) is not None and None in (codec(oid, _TEXT), codec(oid, _BINARY))
-        return codec(oid) is not codec(oid, _ANY, _IGNORE_OWN)
+        settings = bare(conn)._protocol.get_settings()
+        codec = settings.get_data_codec(oid)
+        if codec is settings.get_data_codec(oid, _ANY, _IGNORE_OWN):
+            return False
     except (AttributeError, TypeError):
         return True
+    # The driver keeps a codec of its own for an enum, or for an extension's type, where it keeps the user's.
+    # But only the user's refers to functions of Python, and the garbage collector can tell that.
+    refers_to = gc.get_referents(codec)
+    return not refers_to or any(map(callable, refers_to))
 
 
 def has_binary_codec(conn: Connection, oid: int) -> bool:

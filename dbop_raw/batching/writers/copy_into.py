@@ -77,15 +77,16 @@ class CopyInto(CopyWriter):
         texts = [name for name, oid in columns if not has_binary_codec(scope.conn, oid)]
         if texts:
             exc.__cause__ = PolicyError(
-                f"copy_into sends values in binary, and the driver has only a text codec for {texts}: set a codec "
-                "with format='binary', or use execute_many or copy_text"
+                f"copy_into sends values in binary, and the driver has only a text codec for {texts}: set a "
+                "codec with format='binary', or use execute_many or copy_text"
             )
 
     async def _open(self, scope: Scope) -> None:
-        """Send what opens the span; and see to it that the columns are of the types that the driver remembers.
+        """Send what opens the span, and ask if the columns are of the types that the driver remembers.
 
-        It encodes by these, and COPY takes the bits for what the column is now: an int8 for a float8, say. The
-        question travels with the message that goes anyway. Where the driver remembers nothing, it will ask itself.
+        It encodes by these, and COPY takes the bits for what the column is now: an int8 for a float8, say.
+        The question travels with the message that goes anyway. Where the driver remembers nothing, it will
+        ask by itself.
 
         Raises:
             WriteFailed: They are not.

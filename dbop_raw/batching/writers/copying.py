@@ -19,7 +19,7 @@ import asyncpg
 
 from dbop_raw.batching.inserver import Impossible, InServer
 from dbop_raw.batching.suspects import Suspects, depends_on_order
-from dbop_raw.batching.writers.protocol import RowFailure, Tried, Unsupported, WriteFailed, Written
+from dbop_raw.batching.writers.protocol import RowFailure, Tried, WriteFailed, Written
 from dbop_raw.batching.writers.rows import Row, raised_by_client, span_of
 from dbop_raw.driver import sql
 from dbop_raw.failure.errors import PolicyError
@@ -130,8 +130,7 @@ class CopyWriter:
         rows = span_of(items, lo, hi)
         self._check(rows, lo)
         try:
-            if self._impossible.on(scope):
-                raise Unsupported
+            self._impossible.check(scope)
             if self._in_server is None:
                 self._in_server = await InServer.for_table(
                     scope, self.target.relation, self.target.columns, text=self._text

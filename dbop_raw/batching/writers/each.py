@@ -66,7 +66,7 @@ class Each(Generic[Item, R]):
         raise NotImplementedError
 
     async def refresh(self, scope: Scope, failed: WriteFailed) -> bool:
-        """An operation's statements are its own: only what the driver itself found to be stale is tried again."""
+        """Where the driver itself found its memory stale; else an operation's statements are its own affair."""
         stale = (
             asyncpg.exceptions.InvalidCachedStatementError,
             asyncpg.exceptions.OutdatedSchemaCacheError,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 from dbop_raw.batching.inserver import Impossible, InServer
-from dbop_raw.batching.writers.protocol import Tried, Unsupported, WriteFailed, Written
+from dbop_raw.batching.writers.protocol import Tried, WriteFailed, Written
 from dbop_raw.batching.writers.rows import Row, raised_by_client, span_of, taken
 from dbop_raw.batching.writers.stale import is_stale
 from dbop_raw.failure.errors import PolicyError
@@ -56,8 +56,7 @@ class ExecuteMany:
         """Execute the same statement for each row in a loop in the server."""
         del failure_rate
         try:
-            if self._impossible.on(scope):
-                raise Unsupported
+            self._impossible.check(scope)
             if self._in_server is None:
                 self._in_server = await InServer.for_statement(scope, self.sql)
             tried = await self._in_server.run(scope, (items[lo:hi], 1))
