@@ -128,7 +128,7 @@ class InServer:
             The failures, by the rows' places in all parts together.
 
         Raises:
-            Unsupported: The rows don't have as many values as there are columns, or one is of a Python type
+            Unsupported: The rows have not as many values as there are columns, or one is of a Python type
                 that the driver might encode otherwise in an array; or the connection has other codecs than that
                 for which this was made.
         """

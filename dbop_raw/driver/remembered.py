@@ -36,7 +36,7 @@ def has_own_codec(conn: Connection, oid: int) -> bool:
     # The driver keeps a codec of its own for an enum, or for an extension's type, where it keeps the user's.
     # But only the user's refers to functions of Python, and the garbage collector can tell that.
     refers_to = gc.get_referents(codec)
-    return not refers_to or any(map(callable, refers_to))
+    return not refers_to or any(callable(one) for one in refers_to if one is not type(codec))
 
 
 def has_binary_codec(conn: Connection, oid: int) -> bool:

@@ -66,7 +66,7 @@ class Each(Generic[Item, R]):
         raise NotImplementedError
 
     async def refresh(self, scope: Scope, failed: WriteFailed) -> bool:
-        """Where the driver itself found its memory stale; else an operation's statements are its own affair."""
+        """Where the driver itself found its memory stale: the statements are the operation's own."""
         stale = (
             asyncpg.exceptions.InvalidCachedStatementError,
             asyncpg.exceptions.OutdatedSchemaCacheError,

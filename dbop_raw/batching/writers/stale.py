@@ -2,8 +2,8 @@
 
 The driver keeps what it has read of statements and types for as long as a connection lives, and encodes
 values by it. Where another connection alters a table meanwhile, it refuses good values, or the server refuses
-what it sends. So an error that may come from that is looked into before an item is blamed for it, at most once
-a run.
+what it sends. So an error that may come from that is looked into before an item is blamed for it, at most
+once a run.
 """
 
 from __future__ import annotations
