@@ -129,7 +129,7 @@ class InServer:
 
         Raises:
             Unsupported: The rows have not as many values as there are columns, or one is of a Python type
-                that the driver might encode otherwise in an array; or the connection has other codecs than that
+            Unsupported: The rows have not as many values as there are columns, or one is of a type of Python
                 for which this was made.
         """
         check_own_codecs(scope.conn)
