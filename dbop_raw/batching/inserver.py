@@ -32,7 +32,7 @@ from dbop_raw.driver.underway import overlap
 from dbop_raw.failure.sqlstate import RULES, Repair, Rule, verdict_of
 from dbop_raw.session.scope import Scope
 
-__all__ = ["Impossible", "InServer"]
+__all__ = ["Impossible", "InServer", "array_literal"]
 
 Part = tuple[Sequence[Sequence[Any]], int]
 """Rows, and how many of them the server tries together at first."""
@@ -121,6 +121,14 @@ class InServer:
         ways = _ways(scope.conn, columns, copied=copied)
         return InServer(columns, ways, *inserts(relation, columns, ways), copied=copied)
 
+    def suits(self, conn: Connection) -> bool:
+        """Would the values travel in the same ways on this connection, whose codecs may be others?"""
+        try:
+            check_own_codecs(conn)
+            return _ways(conn, self._columns, copied=self._copied) == self._ways
+        except Unsupported:
+            return False
+
     async def run(self, scope: Scope, *parts: Part) -> Tried:
         """Try the rows of all parts, one part after another.
 
@@ -129,12 +137,8 @@ class InServer:
 
         Raises:
             Unsupported: The rows have not as many values as there are columns, or one is of a Python type
-            Unsupported: The rows have not as many values as there are columns, or one is of a type of Python
-                for which this was made.
+                that the driver might encode otherwise in an array.
         """
-        check_own_codecs(scope.conn)
-        if _ways(scope.conn, self._columns, copied=self._copied) != self._ways:
-            raise Unsupported
         verdicts, clock = scope.settings.verdicts, scope.settings.clock
         if self._codes is None or self._codes_of is not verdicts:
             self._codes, self._codes_of = _stop_codes(verdicts), verdicts
@@ -296,19 +300,19 @@ def _array(type_: str, values: Sequence[Any], *, text: bool) -> tuple[str | None
     if text:
         if not kinds <= {str}:
             raise Unsupported(of_rows=True)
-        return type_, _array_literal(values)
+        return type_, array_literal(values)
     if kinds == {int} and type_ in _INTEGERS:
         # Only a None has letters.
         return type_, "{" + ",".join(map(str, values)).replace("None", "NULL") + "}"
     if kinds == {str} and type_ in _TEXTS:
-        return type_, _array_literal(values)
+        return type_, array_literal(values)
     # What can be walked through would be taken for one more dimension of the array.
     if any(issubclass(kind, (Iterable, Sized)) and kind not in _PLAIN for kind in kinds):
         raise Unsupported(of_rows=True)
     return None, list(values)
 
 
-def _array_literal(values: Sequence[str | None]) -> str:
+def array_literal(values: Sequence[str | None]) -> str:
     """Return an array of texts as the server reads it (PostgreSQL, "Array Input and Output Syntax")."""
     together = "".join(filter(None, values))
     if '"' in together or "\\" in together:

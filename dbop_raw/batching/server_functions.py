@@ -29,7 +29,6 @@ __all__ = [
     "check_own_codecs",
     "inserts",
     "statement_executions",
-    "unchanged",
 ]
 
 
@@ -233,7 +232,7 @@ def inserts(
         f"INSERT INTO {relation} ({', '.join(sql.identifier(column.name) for column in columns)}) "
         "OVERRIDING SYSTEM VALUE"
     )
-    guard = read("table_unchanged").format(**unchanged(relation, columns))
+    guard = _unchanged(relation, columns)
 
     def values(form: str) -> str:
         of_columns = enumerate(zip(columns, ways, strict=True), 1)
@@ -259,20 +258,13 @@ def inserts(
     return alone, ServerFunction(arguments, blocks)
 
 
-def unchanged(relation: str, columns: Sequence[Column] | Sequence[tuple[str, int]]) -> dict[str, object]:
-    """Fill the braces of a file that asks whether a table's columns are as they were.
-
-    Args:
-        relation: The table's name, quoted.
-        columns: Its columns, or their names and types.
-    """
-    pairs = [(c.name, c.oid) if isinstance(c, Column) else c for c in columns]
+def _unchanged(relation: str, columns: Sequence[Column]) -> str:
     same = " OR ".join(
-        f"(d_a.attname OPERATOR(pg_catalog.=) {sql.literal(name)} "
-        f"AND d_a.atttypid OPERATOR(pg_catalog.=) '{oid}'::pg_catalog.oid)"
-        for name, oid in pairs
+        f"(d_a.attname OPERATOR(pg_catalog.=) {sql.literal(column.name)} "
+        f"AND d_a.atttypid OPERATOR(pg_catalog.=) '{column.oid}'::pg_catalog.oid)"
+        for column in columns
     )
-    return {"relation": sql.literal(relation), "same": same, "number": len({name for name, _ in pairs})}
+    return read("table_unchanged").format(relation=sql.literal(relation), same=same, number=len(columns))
 
 
 # INSERT … VALUES writes one row, or none where a trigger dropped it.

@@ -3,8 +3,9 @@
 --
 -- 2201G is what a histogram of no buckets gives: the plainest expression that raises, and only when it is executed.
 --
--- relation: the table, quoted, as a string literal. same: a condition on d_a that is true of each column that is
--- as it was. number: how many columns there are.
+-- relation: the table, quoted, as a string literal. known: an array as a string literal, of each column's name and
+-- its type's number with a space between; where that may be one of several, each of them. number: how many columns
+-- there are.
 SELECT pg_catalog.width_bucket(
   0::pg_catalog.float8,
   0::pg_catalog.float8,
@@ -14,4 +15,4 @@ SELECT pg_catalog.width_bucket(
 FROM pg_catalog.pg_attribute AS d_a
 WHERE NOT d_a.attisdropped
   AND d_a.attrelid OPERATOR(pg_catalog.=) pg_catalog.to_regclass({relation})
-  AND ({same})
+  AND pg_catalog.concat(d_a.attname, ' ', d_a.atttypid) OPERATOR(pg_catalog.=) ANY ({known}::pg_catalog.text[])

@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 
 import asyncpg
 
-from dbop_raw.batching.server_functions import unchanged
+from dbop_raw.batching.inserver import array_literal
 from dbop_raw.batching.sql import read
 from dbop_raw.batching.writers.copying import CopyWriter, Target, written
 from dbop_raw.batching.writers.protocol import WriteFailed, Written
@@ -111,11 +111,15 @@ class CopyInto(CopyWriter):
             _, types = types_of(statement)
             # The driver is told a domain's base type.
             pairs = [
-                (name, oid)
+                f"{name} {oid}"
                 for name, told in zip(self.target.columns, types, strict=True)
                 for oid in (told, *self._domains.get(told, ()))
             ]
-            question = read("columns_as_remembered").format(**unchanged(self.target.relation, pairs))
+            question = read("columns_as_remembered").format(
+                relation=sql.literal(self.target.relation),
+                known=sql.literal(array_literal(pairs)),
+                number=len(self.target.columns),
+            )
             self._asked[conn_key] = known = (statement, question)
         return known[1]
 

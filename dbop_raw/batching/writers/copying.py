@@ -131,7 +131,7 @@ class CopyWriter:
         self._check(rows, lo)
         try:
             self._impossible.check(scope)
-            if self._in_server is None:
+            if self._in_server is None or not self._in_server.suits(scope.conn):
                 self._in_server = await InServer.for_table(
                     scope, self.target.relation, self.target.columns, text=self._text
                 )

@@ -57,7 +57,7 @@ class ExecuteMany:
         del failure_rate
         try:
             self._impossible.check(scope)
-            if self._in_server is None:
+            if self._in_server is None or not self._in_server.suits(scope.conn):
                 self._in_server = await InServer.for_statement(scope, self.sql)
             tried = await self._in_server.run(scope, (items[lo:hi], 1))
         except Exception as exc:

@@ -1,4 +1,4 @@
-"""The functions that try rows in the server: how many columns share few arguments, and which types travel how."""
+"""The functions that try rows in the server: their arguments, and which types travel to them how."""
 
 from __future__ import annotations
 
