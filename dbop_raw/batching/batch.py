@@ -161,6 +161,11 @@ class _Run(Generic[Item, R]):
         self._spans = Spans(0, costs)
         self._failed: dict[int, Failed[Item]] = {}
         self._results: list[R | None] = []
+        # How many items were neither stored nor refused: a trigger dropped them.
+        self._dropped = 0
+        # Has the driver been made to forget what it remembered of the schema: because it was sure to be stale
+        # (True), or because it may have been (False)? Once for each.
+        self._refreshed: set[bool] = set()
         # How often an item of the span search at hand was tried, for those that failed for a passing reason.
         self._attempts: dict[int, Attempts] = {}
         self._retries_before = scope.retries
@@ -203,6 +208,7 @@ class _Run(Generic[Item, R]):
                 if not await self._constraints_hold():
                     scope.control.rollback_to()
                     self._failed.clear()
+                    self._dropped = 0
                     await self._write_with_constraints_immediate(everything)
             except BaseException:
                 scope.control.abandon()
@@ -257,7 +263,7 @@ class _Run(Generic[Item, R]):
         """Write the items at `indexes`, in order; those that can't be written are set aside."""
         whole = len(indexes) == len(self._items)
         view = self._items if whole else [self._items[index] for index in indexes]
-        per_item = self._writer.per_item
+        scope, writer, per_item = self._scope, self._writer, self._writer.per_item
         self._spans = Spans(len(view), self._costs, per_item=per_item)
         self._attempts.clear()
         if per_item and not self._results:
@@ -266,7 +272,14 @@ class _Run(Generic[Item, R]):
             failed = await self._try(step, view, indexes)
             # Judged out here, so that what is raised carries no trace of our own signal.
             if failed is not None:
-                judgement = judge(step, failed, self._scope.verdict)
+                fresh = step.way == "write" and failed.stale not in self._refreshed
+                if fresh and await writer.refresh(scope, failed):
+                    self._refreshed.add(failed.stale)
+                    self._spans.again(None)
+                    continue
+                if failed.stale:
+                    raise failed.error
+                judgement = judge(step, failed, scope.verdict)
                 await self._follow(judgement, failed.error, indexes)
         self._spans.finish()
 
@@ -283,13 +296,15 @@ class _Run(Generic[Item, R]):
             if step.way == "rows":
                 tried = await writer.write_rows(scope, view, step.lo, step.hi, self._costs.failure_rate)
                 self._spans.rows([failure.index for failure in tried.failures], tried.seconds)
+                self._dropped += tried.dropped
                 for failure in tried.failures:
                     self._set_aside(indexes[failure.index], failure.error, scope.verdict(failure.error))
             else:
-                results = await writer.write(scope, view, step.lo, step.hi)
+                written = await writer.write(scope, view, step.lo, step.hi)
                 self._spans.wrote(clock() - started)
-                if results:
-                    for index, result in zip(range(step.lo, step.hi), results, strict=True):
+                self._dropped += written.dropped
+                if written.results:
+                    for index, result in zip(range(step.lo, step.hi), written.results, strict=True):
                         self._results[indexes[index]] = result
         except WriteFailed as exc:
             control.abandon()
@@ -365,7 +380,7 @@ class _Run(Generic[Item, R]):
         failed = tuple(self._failed[index] for index in sorted(self._failed))
         result: BatchResult[Item, R] = BatchResult(
             total=len(self._items),
-            written=len(self._items) - len(failed),
+            written=len(self._items) - len(failed) - self._dropped,
             failed=failed,
             results=tuple(self._results),
             retries=self._scope.retries - self._retries_before,

@@ -13,21 +13,26 @@ before are rebuilt.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, cast
 
 import asyncpg
 
-from dbop_raw.batching.server_functions import Column, ServerFunction, inserts, statement_executions
+from dbop_raw.batching.server_functions import (
+    Column,
+    ServerFunction,
+    check_own_codecs,
+    inserts,
+    statement_executions,
+)
 from dbop_raw.batching.writers.protocol import RowFailure, Tried, Unsupported
-from dbop_raw.driver import sql
+from dbop_raw.driver.connection import Connection
 from dbop_raw.driver.underway import overlap
-from dbop_raw.failure.sqlstate import RULES, Rule, verdict_of
+from dbop_raw.failure.sqlstate import RULES, Repair, Rule, verdict_of
 from dbop_raw.session.scope import Scope
 
-__all__ = ["InServer"]
+__all__ = ["Impossible", "InServer", "array_literal"]
 
 Part = tuple[Sequence[Sequence[Any]], int]
 """Rows, and how many of them the server tries together at first."""
@@ -35,6 +40,11 @@ Part = tuple[Sequence[Sequence[Any]], int]
 # More rows than this are given to the server in several pieces: the driver's work on one goes on while the
 # server is at another, and an array's element costs the more to reach, the further back it is.
 _LARGEST_PIECE = 512
+# Nor more bytes than this, in texts and the like, as long as a piece has several rows: the server takes no
+# message of 1 GB.
+_HEAVIEST_PIECE = 16 * 1024 * 1024
+# How many attempts are left out where one has shown that the server can't try rows at all.
+_BATCHES_OF_REST = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +52,8 @@ class _Piece:
     """Rows that go to the server in one call; `first` is the place of the first one."""
 
     first: int
-    rows: Sequence[Sequence[Any]]
+    count: int
+    columns: Sequence[Sequence[Any]]
     function: ServerFunction
     block: int
 
@@ -51,22 +62,25 @@ class InServer:
     """Tries rows in the server, one after another or in blocks.
 
     Args:
-        types: The types of the columns, as SQL writes them.
+        columns: The columns to write, or the statement's parameters.
+        ways: How the values of each travel.
         alone: The function that tries one row after another.
         blocks: The one that tries blocks, if there is one.
-        text: All values are texts.
+        copied: Would the driver send the values by COPY? None: they are texts anyway.
     """
 
     def __init__(
         self,
-        types: Sequence[str],
+        columns: Sequence[Column],
+        ways: Sequence[str],
         alone: ServerFunction,
         blocks: ServerFunction | None = None,
         *,
-        text: bool = False,
+        copied: bool | None,
     ) -> None:
-        self._types = types
-        self._text = text
+        self._columns = columns
+        self._ways = ways
+        self._copied = copied
         self._alone = alone
         self._blocks = blocks
         # By the overrides that they were made for: those of the engine that runs the batch.
@@ -78,33 +92,42 @@ class InServer:
         """Prepare for any one statement with parameters, executed with each row's values.
 
         Raises:
-            Unsupported: It has no parameters, or one of them is an array.
+            Unsupported: It has no parameters, or one whose values can't travel as the driver would send them.
         """
         await scope.flush()
         prepared = await scope.conn.prepare(statement)
-        types = prepared.get_parameters()
-        if not types or any(type_.kind == "array" for type_ in types):
-            # An array of arrays is one array of more dimensions in SQL: its rows can't differ in length.
+        types = [type_.oid for type_ in prepared.get_parameters()]
+        if not types:
             raise Unsupported
-        names = [f"{sql.identifier(type_.schema)}.{sql.identifier(type_.name)}" for type_ in types]
-        return InServer(names, statement_executions(names, statement))
+        columns = await Column.of_parameters(scope, types)
+        ways = _ways(scope.conn, columns, copied=False)
+        return InServer(columns, ways, statement_executions(columns, ways, statement), copied=False)
 
     @staticmethod
-    def for_table(relation: str, columns: Sequence[Column], *, text: bool) -> InServer:
+    async def for_table(scope: Scope, relation: str, names: Sequence[str], *, text: bool) -> InServer:
         """Prepare for INSERT into a table's columns of what COPY would write there.
 
         Args:
+            scope: Where to ask what the columns are.
             relation: The table's name, quoted.
-            columns: The columns to write.
+            names: The columns to write, not quoted.
             text: The values are texts, to be cast as COPY parses them.
 
         Raises:
-            Unsupported: The values are no texts, and a column is an array.
+            Unsupported: There is a column whose values can't travel as the driver would send them.
         """
-        if not text and any(column.is_array for column in columns):
-            raise Unsupported
-        types, alone, blocks = inserts(relation, columns, text=text)
-        return InServer(types, alone, blocks, text=text)
+        columns = await Column.of_table(scope, relation, names)
+        copied = None if text else True
+        ways = _ways(scope.conn, columns, copied=copied)
+        return InServer(columns, ways, *inserts(relation, columns, ways), copied=copied)
+
+    def suits(self, conn: Connection) -> bool:
+        """Would the values travel in the same ways on this connection, whose codecs may be others?"""
+        try:
+            check_own_codecs(conn)
+            return _ways(conn, self._columns, copied=self._copied) == self._ways
+        except Unsupported:
+            return False
 
     async def run(self, scope: Scope, *parts: Part) -> Tried:
         """Try the rows of all parts, one part after another.
@@ -113,86 +136,183 @@ class InServer:
             The failures, by the rows' places in all parts together.
 
         Raises:
-            Unsupported: The rows don't have as many values as there are columns.
+            Unsupported: The rows have not as many values as there are columns, or one is of a Python type
+                that the driver might encode otherwise in an array.
         """
         verdicts, clock = scope.settings.verdicts, scope.settings.clock
         if self._codes is None or self._codes_of is not verdicts:
             self._codes, self._codes_of = _stop_codes(verdicts), verdicts
-        pieces = self._pieces(parts)
         # It travels with the savepoint's message, at no round trip of its own.
-        for function in dict.fromkeys(piece.function for piece in pieces):
+        for function in dict.fromkeys(self._function(block) for rows, block in parts if rows):
             scope.control.push(function.ensure)
+        pieces = self._pieces(parts)
         failures: list[RowFailure] = []
         met: Sequence[Mapping[str, Any]] = ()
-        at, seconds, warm = 0, 0.0, True
+        at, dropped, seconds, warm = 0, 0, 0.0, True
 
-        def prepare(following: _Piece | None) -> tuple[Any, ...]:
+        def prepare() -> tuple[_Piece, tuple[Any, ...]] | None:
             failures.extend(_failures(met, at))
-            return () if following is None else self._call(following)
+            piece = next(pieces, None)
+            return None if piece is None else (piece, self._call(piece))
 
-        _, call = await overlap(scope.flush(), partial(prepare, pieces[0]))
-        for piece, following in zip(pieces, (*pieces[1:], None), strict=True):
+        _, ready = await overlap(scope.flush(), prepare)
+        while ready is not None:
+            piece, call = ready
             started = clock()
-            found, next_call = await overlap(scope.conn.fetch(*call), partial(prepare, following))
+            found, ready = await overlap(scope.conn.fetch(*call), prepare)
             seconds += clock() - started
             warm = warm and piece.function.warm
             piece.function.warm = True
-            met, at, call = found, piece.first, next_call
+            met, at = found, piece.first
+            dropped += sum(-row["d_index"] for row in found[-1:] if row["d_index"] < 0)
         failures.extend(_failures(met, at))
-        return Tried(failures, seconds if warm else 0.0)
+        return Tried(failures, seconds if warm else 0.0, dropped)
 
-    def _pieces(self, parts: Sequence[Part]) -> list[_Piece]:
-        pieces: list[_Piece] = []
+    def _function(self, block: int) -> ServerFunction:
+        return self._alone if self._blocks is None or block <= 1 else self._blocks
+
+    def _pieces(self, parts: Sequence[Part]) -> Iterator[_Piece]:
         first = 0
         for rows, block in parts:
-            function = self._alone if self._blocks is None or block <= 1 else self._blocks
-            # Of about the same size; and no piece where there is no row.
             size = math.ceil(len(rows) / max(1, math.ceil(len(rows) / _LARGEST_PIECE))) or 1
-            starts = range(0, len(rows), size)
-            pieces += [_Piece(first + at, rows[at : at + size], function, block) for at in starts]
-            first += len(rows)
-        return pieces
+            for at in range(0, len(rows), size):
+                for count, columns in self._bounded(rows[at : at + size]):
+                    yield _Piece(first, count, columns, self._function(block), block)
+                    first += count
+
+    def _bounded(self, rows: Sequence[Sequence[Any]]) -> Iterator[tuple[int, Sequence[Sequence[Any]]]]:
+        """Cut rows into pieces that are not too heavy; give the length and the columns of each."""
+        columns = self._by_column(rows)
+        if len(rows) > 1 and _is_too_heavy(columns):
+            middle = len(rows) // 2
+            yield from self._bounded(rows[:middle])
+            yield from self._bounded(rows[middle:])
+        else:
+            yield len(rows), columns
+
+    def _by_column(self, rows: Sequence[Sequence[Any]]) -> list[Sequence[Any]]:
+        try:
+            values: list[Sequence[Any]] = list(zip(*rows, strict=True))
+        except (TypeError, ValueError):
+            raise Unsupported(of_rows=True) from None
+        if len(values) != len(self._columns):
+            raise Unsupported(of_rows=True)
+        return values
 
     def _call(self, piece: _Piece) -> tuple[Any, ...]:
         """Return the query and its arguments.
 
         Raises:
-            Unsupported: The rows don't have as many values as there are columns.
+            Unsupported: A value can't travel in an array as the driver would send it by itself.
         """
-        values = list(zip(*piece.rows, strict=True))
-        if len(values) != len(self._types):
-            raise Unsupported
-        columns = [self._array(type_, column) for type_, column in zip(self._types, values, strict=True)]
-        query = piece.function.call([type_ for type_, _ in columns])
         stop, keep = self._codes or ([], [])
-        return (query, piece.block, stop, keep, *(array for _, array in columns))
-
-    def _array(self, type_: str, values: Sequence[Any]) -> tuple[str | None, Any]:
-        """Return a column's values as an argument, and the type that it is to be cast to, if any.
-
-        As one text where the driver would send the same, else as a list: the driver looks at each element of
-        a list in Python, and sends a text of all of them as it is.
-        """
-        if self._text:
-            return type_, _array_literal(values)
-        kinds = {*map(type, values)} - {_NULL}
-        if kinds == {int} and type_ in _INTEGERS:
-            # Only a None has letters.
-            return type_, "{" + ",".join(map(str, values)).replace("None", "NULL") + "}"
-        if kinds == {str} and type_ in _TEXTS:
-            return type_, _array_literal(values)
-        return None, list(values)
+        types: list[str | None] = []
+        arrays: list[Any] = []
+        arguments = piece.function.arguments
+        for type_, places in zip(arguments.types, arguments.columns, strict=True):
+            values: Sequence[Any] = piece.columns[places[0]]
+            if len(places) > 1:
+                values = [value for place in places for value in piece.columns[place]]
+            cast_to, array = _array(type_, values, text=self._ways[places[0]] == "text")
+            types.append(cast_to)
+            arrays.append(array)
+        return (piece.function.call(types), piece.block, stop, keep, piece.count, *arrays)
 
 
-# --- arrays as texts
+class Impossible:
+    """Where the server was found not to try rows at all: no privilege, no language, a type that does not fit.
+
+    It holds for the engine on which that was found, since a writer may be used on several; and not for ever,
+    since privileges can be granted.
+    """
+
+    def __init__(self) -> None:
+        self._settings: object = None
+        self._rest = 0
+
+    def check(self, scope: Scope) -> None:
+        """Raise `Unsupported` where it was found for this engine, and not long ago: once for each attempt."""
+        if self._settings is scope.settings and self._rest > 0:
+            self._rest -= 1
+            raise Unsupported
+
+    def learn(self, scope: Scope, error: Exception) -> None:
+        """Take in why rows could not be tried."""
+        verdict = scope.verdict(error)
+        refused = (
+            isinstance(error, asyncpg.PostgresError) and verdict.repair is Repair.NEVER and not verdict.item
+        )
+        lasting = isinstance(error, Unsupported) and not error.of_rows
+        if (refused or lasting) and self._rest <= 0:
+            self._settings, self._rest = scope.settings, _BATCHES_OF_REST
+
+
+def _ways(conn: Connection, columns: Sequence[Column], *, copied: bool | None) -> list[str]:
+    """Say how the values of each column travel; None for `copied`: as texts, which is what they are.
+
+    Raises:
+        Unsupported: There is no way for one of them.
+    """
+    if copied is not None:
+        return [column.way(conn, copied=copied) for column in columns]
+    if any(column.casts_otherwise for column in columns):
+        raise Unsupported
+    return ["text"] * len(columns)
+
+
+def _is_too_heavy(columns: Sequence[Sequence[Any]]) -> bool:
+    """Would the values make too long a message?"""
+    heavy = 0
+    for values in columns:
+        kinds = {*map(type, values)}
+        if kinds <= _PLAIN:
+            heavy += sum(map(len, values))
+        elif not kinds.isdisjoint(_PLAIN):
+            heavy += sum([len(value) for value in values if type(value) in _PLAIN])
+    return heavy > _HEAVIEST_PIECE
+
+
+# --- arrays
 
 _NULL = type(None)
 # Types, as format_type() writes them, whose Python values stand in an array's text just as they are.
 _INTEGERS = frozenset({"smallint", "integer", "bigint"})
 _TEXTS = frozenset({"text", "character varying"})
+# What the driver takes for one value in an array, though it has a length.
+_PLAIN = frozenset({str, bytes, bytearray, memoryview})
 
 
-def _array_literal(values: Sequence[str | None]) -> str:
+def _array(type_: str, values: Sequence[Any], *, text: bool) -> tuple[str | None, Any]:
+    """Return values as an argument, and the type of the elements that it is to be cast to, if any.
+
+    As one text where the driver would send the same, else as a list: the driver looks at each element of
+    a list in Python, and sends a text of all of them as it is.
+
+    Args:
+        type_: The elements' type, as SQL writes it.
+        values: Of one column, or of several one after another.
+        text: They travel as texts, which is what they have to be.
+
+    Raises:
+        Unsupported: One is of a Python type that the driver might encode otherwise in an array.
+    """
+    kinds = {*map(type, values)} - {_NULL}
+    if text:
+        if not kinds <= {str}:
+            raise Unsupported(of_rows=True)
+        return type_, array_literal(values)
+    if kinds == {int} and type_ in _INTEGERS:
+        # Only a None has letters.
+        return type_, "{" + ",".join(map(str, values)).replace("None", "NULL") + "}"
+    if kinds == {str} and type_ in _TEXTS:
+        return type_, array_literal(values)
+    # What can be walked through would be taken for one more dimension of the array.
+    if any(issubclass(kind, (Iterable, Sized)) and kind not in _PLAIN for kind in kinds):
+        raise Unsupported(of_rows=True)
+    return None, list(values)
+
+
+def array_literal(values: Sequence[str | None]) -> str:
     """Return an array of texts as the server reads it (PostgreSQL, "Array Input and Output Syntax")."""
     together = "".join(filter(None, values))
     if '"' in together or "\\" in together:
@@ -231,7 +351,7 @@ def _stop_codes(overrides: Mapping[str, Rule] | None) -> tuple[list[str], list[s
 
 
 def _failures(found: Sequence[Mapping[str, Any]], first: int) -> list[RowFailure]:
-    return [RowFailure(first + row["d_index"] - 1, _error(row)) for row in found]
+    return [RowFailure(first + row["d_index"] - 1, _error(row)) for row in found if row["d_index"] > 0]
 
 
 def _error(row: Mapping[str, Any]) -> Exception:

@@ -98,9 +98,9 @@ def _judge_rows(failed: WriteFailed, verdict: Verdict) -> Decision:
     # A row that can't be sent, or one that waits for a lock, says nothing of other rows. Anything else does:
     # no privilege, no language, a type that doesn't fit.
     here_only = failed.client or verdict.item or verdict.repair is Repair.SAVEPOINT
-    if here_only and not isinstance(failed.error, Unsupported):
-        return Decision.NO_ROWS_HERE
-    return Decision.NO_ROWS
+    if isinstance(failed.error, Unsupported):
+        here_only = failed.error.of_rows
+    return Decision.NO_ROWS_HERE if here_only else Decision.NO_ROWS
 
 
 # --- deferred constraints

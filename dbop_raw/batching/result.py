@@ -37,7 +37,9 @@ class BatchResult(Generic[Item_co, R_co]):
     total: int
     """The number of items given."""
     written: int
-    """The number of items written."""
+    """The number of items written. A row that a trigger drops on its way is neither written nor failed: COPY
+    tells how many rows it stored. (A statement of the user's own is executed; what it does is its own.)
+    """
     failed: tuple[Failed[Item_co], ...]
     """The items that were set aside, in the order of the input."""
     results: tuple[R_co | None, ...]

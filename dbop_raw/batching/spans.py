@@ -84,6 +84,8 @@ class Spans:
         """The items that can't be written, as far as they are found."""
         self._costs = costs
         self._per_item = per_item
+        # Of this batch: the next may be on another server, or of other rows.
+        self._rows_possible = costs.rows_possible
         # How many items are written or in `bad`.
         self._done = 0
         # A stack: the next span is the last one.
@@ -117,9 +119,7 @@ class Spans:
         return alone < costs.span_cost(length) + fails * after
 
     def _may_try_rows(self, span: _Span) -> bool:
-        return (
-            span.may_try_rows and self._costs.rows_possible and not self._per_item and span.hi - span.lo > 1
-        )
+        return span.may_try_rows and self._rows_possible and not self._per_item and span.hi - span.lo > 1
 
     # --- the next step
 
@@ -260,7 +260,7 @@ class Spans:
     def rows_failed(self, *, possible: bool) -> None:
         """Take in that the server could not try row by row: not here, or (`possible=False`) not at all."""
         span = self._take_current()
-        self._costs.rows_possible = self._costs.rows_possible and possible
+        self._rows_possible = self._rows_possible and possible
         self._todo.append(
             _Span(
                 span.lo,

@@ -24,6 +24,7 @@ from dbop_raw.failure.errors import (
     EngineOverloaded,
     GroupFailed,
     OperationTimeout,
+    PolicyError,
     RetriesExhausted,
     RollbackFailed,
     SkipLimitExceeded,
@@ -269,6 +270,9 @@ def _inside_driver(exc: asyncpg.InternalClientError) -> Verdict:
     if isinstance(exc, driver.TargetServerAttributeNotMatched):
         reason = "no server is what the DSN asks for, a primary say: one may become it soon"
         return _made(exc, Repair.CONNECTION, reason, "server")
+    if isinstance(exc.__cause__, PolicyError):
+        # A writer has found out what the driver was asked for in vain, before it sent anything.
+        return _made(exc, Repair.NEVER, "the driver can't send what it was asked to send", "caller")
     if type(exc) is asyncpg.InternalClientError:
         # Above all: the server's last word (57P01, say) came between two commands, and the end of the line
         # not yet, so the driver refuses to begin the next one. Nothing tells that from worse.

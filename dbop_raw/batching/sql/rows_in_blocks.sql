@@ -3,13 +3,14 @@
 -- A block that fails is tried again in smaller ones, at last row by row. d_good_in_a_row counts the good rows since
 -- the last bad one: where they get many, blocks are tried again.
 --
--- guard: what columns_unchanged.sql gives, or nothing. write_row: the statement that writes the row at d_first.
--- write_block: the one that writes d_first to d_last. stop_or_go_on, read_error: the files of that name.
+-- guard: what table_unchanged.sql gives. write_row: the statement that writes the row at d_first.
+-- write_block: the one that writes d_first to d_last. stop_or_go_on, read_error, read_dropped: the files of that name.
 #variable_conflict use_column
 DECLARE
   d_first pg_catalog.int4 := 1;
   d_last pg_catalog.int4;
-  d_count pg_catalog.int4 := COALESCE(pg_catalog.array_length(d_1, 1), 0);
+  d_written pg_catalog.int4;
+  d_dropped pg_catalog.int4 := 0;
   d_good_in_a_row pg_catalog.int4 := 0;
 BEGIN
   {guard}
@@ -21,6 +22,9 @@ BEGIN
       ELSE
         {write_block};
       END IF;
+      GET DIAGNOSTICS d_written = ROW_COUNT;
+      d_dropped := d_dropped OPERATOR(pg_catalog.+) d_last OPERATOR(pg_catalog.-) d_first
+        OPERATOR(pg_catalog.+) 1 OPERATOR(pg_catalog.-) d_written;
       d_good_in_a_row := d_good_in_a_row OPERATOR(pg_catalog.+) d_last OPERATOR(pg_catalog.-) d_first
         OPERATOR(pg_catalog.+) 1;
       d_first := d_last OPERATOR(pg_catalog.+) 1;
@@ -46,4 +50,5 @@ BEGIN
       END IF;
     END;
   END LOOP;
+  {read_dropped}
 END

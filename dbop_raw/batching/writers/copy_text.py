@@ -7,8 +7,8 @@ from functools import partial
 from itertools import chain
 from typing import ClassVar
 
-from dbop_raw.batching.writers.copying import CopyWriter, Target
-from dbop_raw.batching.writers.protocol import WriteFailed
+from dbop_raw.batching.writers.copying import CopyWriter, Target, written
+from dbop_raw.batching.writers.protocol import WriteFailed, Written
 from dbop_raw.batching.writers.rows import TextRow, check_widths, span_of
 from dbop_raw.batching.writers.text_format import lines, one_line
 from dbop_raw.driver.underway import overlap
@@ -19,6 +19,8 @@ __all__ = ["CopyText", "copy_text"]
 # COPY data is handed to the driver in pieces of so many lines: its flow control can work, and the server
 # reads one while the next is written.
 _LINES = 4096
+# And of at most so many bytes: each is one message, and the server takes none of 1 GB.
+_BYTES = 16 * 1024 * 1024
 _VALUE_TYPES = {str, type(None)}
 
 
@@ -29,20 +31,21 @@ class CopyText(CopyWriter):
     _verb: ClassVar[str] = "copy_text"
     _text: ClassVar[bool] = True
 
-    async def write(self, scope: Scope, items: Sequence[TextRow], lo: int, hi: int) -> Sequence[None]:
+    async def write(self, scope: Scope, items: Sequence[TextRow], lo: int, hi: int) -> Written[None]:
         """Send one COPY in text format."""
         rows, target = span_of(items, lo, hi), self.target
         pieces = _pieces(rows, len(target.columns), lo)
         # The first piece is written while what opens the span is on its way, each next one while the server
         # reads the one before.
         _, first = await overlap(scope.flush(), partial(next, pieces))
+        alone = len(rows) <= _LINES and len(first) < _BYTES
         try:
             # A memoryview, since the driver takes bytes for a path.
-            await scope.conn.copy_to_table(
+            tag = await scope.conn.copy_to_table(
                 target.table,
                 schema_name=target.schema,
                 columns=target.columns,
-                source=memoryview(first) if len(rows) <= _LINES else _stream(first, pieces),
+                source=memoryview(first) if alone else _stream(first, pieces),
                 format="text",
                 encoding="UTF8",
             )
@@ -51,7 +54,12 @@ class CopyText(CopyWriter):
         except Exception as exc:
             row = target.culprit(exc)
             raise WriteFailed(None if row is None else lo + row, exc) from exc
-        return ()
+        return written(tag, len(rows))
+
+    async def _is_stale(self, scope: Scope, failed: WriteFailed) -> bool:
+        """The driver sends the texts as they are, whatever it remembers."""
+        del scope, failed
+        return False
 
     def _check(self, rows: Sequence[TextRow], lo: int) -> None:
         check_widths(rows, len(self.target.columns), lo)
@@ -71,11 +79,13 @@ def _pieces(rows: Sequence[TextRow], width: int, lo: int) -> Iterator[bytes]:
         some = span_of(rows, start, min(start + _LINES, len(rows)))
         check_widths(some, width, lo + start)
         try:
-            yield (lines(some, width) + "\n").encode()
+            data = (lines(some, width) + "\n").encode()
         except (TypeError, ValueError) as exc:
             for index, row in enumerate(some, lo + start):
                 _check_row(index, row)
             raise WriteFailed(None, exc, client=True) from exc
+        for at in range(0, len(data), _BYTES):
+            yield data[at : at + _BYTES]
 
 
 def _check_row(index: int, row: TextRow) -> None:

@@ -17,16 +17,15 @@ from typing import ClassVar, Self
 
 import asyncpg
 
-from dbop_raw.batching.inserver import InServer
-from dbop_raw.batching.server_functions import Column
+from dbop_raw.batching.inserver import Impossible, InServer
 from dbop_raw.batching.suspects import Suspects, depends_on_order
-from dbop_raw.batching.writers.protocol import RowFailure, Tried, WriteFailed
-from dbop_raw.batching.writers.rows import Row, span_of
+from dbop_raw.batching.writers.protocol import RowFailure, Tried, WriteFailed, Written
+from dbop_raw.batching.writers.rows import Row, raised_by_client, span_of
 from dbop_raw.driver import sql
 from dbop_raw.failure.errors import PolicyError
 from dbop_raw.session.scope import Scope
 
-__all__ = ["CopyWriter", "Target"]
+__all__ = ["CopyWriter", "Target", "written"]
 
 # Where a larger share of rows is bad, trying a block of them is mostly in vain.
 _HIGH_FAILURE_RATE = 0.03
@@ -87,10 +86,16 @@ def _first_block(failure_rate: float) -> int:
     return int(min(_LARGEST_BLOCK, 0.5 / max(failure_rate, 1e-6)))
 
 
+def written(tag: str, count: int) -> Written[None]:
+    """Return what COPY's tag says of `count` rows: `COPY 48` of 60, where a trigger dropped 12."""
+    stored = tag.rpartition(" ")[2]
+    return Written(dropped=count - int(stored) if stored.isdecimal() else 0)
+
+
 class CopyWriter:
     """The base of both COPY writers: all but how they write a span, and how they check its rows."""
 
-    __slots__ = ("_in_server", "_suspects", "target")
+    __slots__ = ("_impossible", "_in_server", "_suspects", "target")
     per_item: ClassVar[bool] = False
     _verb: ClassVar[str]
     """The function that makes such a writer."""
@@ -102,6 +107,7 @@ class CopyWriter:
         # Made when the server is first asked to try row by row, and again after it failed: the table may have
         # changed.
         self._in_server: InServer | None = None
+        self._impossible = Impossible()
         self._suspects = Suspects(target.columns)
 
     @property
@@ -124,9 +130,11 @@ class CopyWriter:
         rows = span_of(items, lo, hi)
         self._check(rows, lo)
         try:
-            if self._in_server is None:
-                columns = await Column.of_table(scope, self.target.relation, self.target.columns)
-                self._in_server = InServer.for_table(self.target.relation, columns, text=self._text)
+            self._impossible.check(scope)
+            if self._in_server is None or not self._in_server.suits(scope.conn):
+                self._in_server = await InServer.for_table(
+                    scope, self.target.relation, self.target.columns, text=self._text
+                )
             # Kept in hand: the workers of an ingest share this writer, and another's failure forgets it.
             in_server = self._in_server
             tried = None
@@ -138,8 +146,21 @@ class CopyWriter:
                 await self._suspects.learn(scope, rows, tried.failures)
         except Exception as exc:
             self._in_server = None
-            raise WriteFailed(None, exc) from exc
+            self._impossible.learn(scope, exc)
+            raise WriteFailed(None, exc, client=raised_by_client(exc, scope)) from exc
         return tried.moved(lo)
+
+    async def _is_stale(self, scope: Scope, failed: WriteFailed) -> bool:
+        """Is what the driver remembers of the schema why a span failed?"""
+        raise NotImplementedError
+
+    async def refresh(self, scope: Scope, failed: WriteFailed) -> bool:
+        """Make the driver forget what it remembers, where the table is not so any more."""
+        if not await self._is_stale(scope, failed):
+            return False
+        self._in_server = None
+        await scope.conn.reload_schema_state()
+        return True
 
     async def _try_suspects_apart(
         self, scope: Scope, in_server: InServer, rows: Sequence[Row]
@@ -172,4 +193,4 @@ class CopyWriter:
         scope.control.release()
         places = others + suspects
         failures = [RowFailure(places[one.index], one.error) for one in tried.failures]
-        return Tried(sorted(failures, key=lambda one: one.index), tried.seconds)
+        return Tried(sorted(failures, key=lambda one: one.index), tried.seconds, tried.dropped)

@@ -10,7 +10,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Generic, TypeVar
 
-from dbop_raw.batching.writers.protocol import Tried, WriteFailed
+import asyncpg
+
+from dbop_raw.batching.writers.protocol import Tried, WriteFailed, Written
 from dbop_raw.failure.errors import PolicyError
 from dbop_raw.pipeline.operation import AnyOperation, to_operation
 from dbop_raw.session.scope import Scope, name_of
@@ -37,7 +39,7 @@ class Each(Generic[Item, R]):
         """As it is written."""
         return self.name
 
-    async def write(self, scope: Scope, items: Sequence[Item], lo: int, hi: int) -> Sequence[R]:
+    async def write(self, scope: Scope, items: Sequence[Item], lo: int, hi: int) -> Written[R]:
         """Run the operations one after another; the first that fails ends the span."""
         results: list[R] = []
         append, make_op = results.append, self.make_op
@@ -55,13 +57,24 @@ class Each(Generic[Item, R]):
                     raise WriteFailed(index, exc) from exc
         finally:
             scope.attempts = outer
-        return results
+        return Written(results)
 
     async def write_rows(
         self, scope: Scope, items: Sequence[Item], lo: int, hi: int, failure_rate: float
     ) -> Tried:
         """Not for operations: the chooser never asks."""
         raise NotImplementedError
+
+    async def refresh(self, scope: Scope, failed: WriteFailed) -> bool:
+        """Where the driver itself found its memory stale: the statements are the operation's own."""
+        stale = (
+            asyncpg.exceptions.InvalidCachedStatementError,
+            asyncpg.exceptions.OutdatedSchemaCacheError,
+        )
+        if not isinstance(failed.error, stale):
+            return False
+        await scope.conn.reload_schema_state()
+        return True
 
 
 def each(make_op: Callable[[Item], AnyOperation[R]]) -> Each[Item, R]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
-from dbop_raw.batching.inserver import InServer
-from dbop_raw.batching.writers.protocol import Tried, WriteFailed
+from dbop_raw.batching.inserver import Impossible, InServer
+from dbop_raw.batching.writers.protocol import Tried, WriteFailed, Written
 from dbop_raw.batching.writers.rows import Row, raised_by_client, span_of, taken
+from dbop_raw.batching.writers.stale import is_stale
 from dbop_raw.failure.errors import PolicyError
 from dbop_raw.session.scope import Scope
 
@@ -17,13 +18,14 @@ __all__ = ["ExecuteMany", "execute_many"]
 class ExecuteMany:
     """The writer that `execute_many` makes."""
 
-    __slots__ = ("_in_server", "sql")
+    __slots__ = ("_impossible", "_in_server", "sql")
     per_item: ClassVar[bool] = False
 
     def __init__(self, sql: str) -> None:
         self.sql = sql
         # Made when the server is first asked to try row by row, and again after it failed.
         self._in_server: InServer | None = None
+        self._impossible = Impossible()
 
     @property
     def name(self) -> str:
@@ -34,7 +36,7 @@ class ExecuteMany:
         """The writer's name alone: SQL may hold a secret."""
         return self.name
 
-    async def write(self, scope: Scope, items: Sequence[Row], lo: int, hi: int) -> Sequence[None]:
+    async def write(self, scope: Scope, items: Sequence[Row], lo: int, hi: int) -> Written[None]:
         """Execute all in one round trip."""
         await scope.flush()
         rows = span_of(items, lo, hi)
@@ -46,7 +48,7 @@ class ExecuteMany:
             number = taken(rows, left)
             client = raised_by_client(exc, scope) and number > 0
             raise WriteFailed(lo + number - 1 if client else None, exc, client=client) from exc
-        return ()
+        return Written()
 
     async def write_rows(
         self, scope: Scope, items: Sequence[Row], lo: int, hi: int, failure_rate: float
@@ -54,13 +56,23 @@ class ExecuteMany:
         """Execute the same statement for each row in a loop in the server."""
         del failure_rate
         try:
-            if self._in_server is None:
+            self._impossible.check(scope)
+            if self._in_server is None or not self._in_server.suits(scope.conn):
                 self._in_server = await InServer.for_statement(scope, self.sql)
             tried = await self._in_server.run(scope, (items[lo:hi], 1))
         except Exception as exc:
             self._in_server = None
-            raise WriteFailed(None, exc) from exc
+            self._impossible.learn(scope, exc)
+            raise WriteFailed(None, exc, client=raised_by_client(exc, scope)) from exc
         return tried.moved(lo)
+
+    async def refresh(self, scope: Scope, failed: WriteFailed) -> bool:
+        """Make the driver forget what it remembers of the statement, where its types are others now."""
+        if not await is_stale(scope, failed, self.sql):
+            return False
+        self._in_server = None
+        await scope.conn.reload_schema_state()
+        return True
 
 
 def execute_many(statement: str) -> ExecuteMany:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Generic, Protocol, TypeVar
 
 from dbop_raw.session.scope import Scope
 
-__all__ = ["RowFailure", "Tried", "Unsupported", "WriteFailed", "Writer"]
+__all__ = ["RowFailure", "Tried", "Unsupported", "WriteFailed", "Writer", "Written"]
 
 Item_contra = TypeVar("Item_contra", contravariant=True)
 R_co = TypeVar("R_co", covariant=True)
@@ -24,17 +24,39 @@ class WriteFailed(Exception):
         error: The driver's error, or that of the user's code.
         client: It was raised before anything reached the server: surely the item's fault, if `index` is
             known.
+        stale: It is about what the driver remembers of the schema, and not about any item.
     """
 
-    def __init__(self, index: int | None, error: Exception, *, client: bool = False) -> None:
+    def __init__(
+        self, index: int | None, error: Exception, *, client: bool = False, stale: bool = False
+    ) -> None:
         super().__init__(index, error)
         self.index = index
         self.error = error
         self.client = client
+        self.stale = stale
 
 
 class Unsupported(Exception):
-    """The server can't try these rows one by one: spans are left."""
+    """The server can't try these rows one by one: spans are left.
+
+    Args:
+        of_rows: It is the rows' fault, and others can be tried; else no rows of this batch can.
+    """
+
+    def __init__(self, *, of_rows: bool = False) -> None:
+        super().__init__()
+        self.of_rows = of_rows
+
+
+@dataclass(frozen=True, slots=True)
+class Written(Generic[R_co]):
+    """What came of a span that was written."""
+
+    results: Sequence[R_co] = ()
+    """One an item, where the writer is `per_item`; else none."""
+    dropped: int = 0
+    """How many of its items were accepted, but not stored: a trigger dropped them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,10 +75,13 @@ class Tried:
     """In order."""
     seconds: float
     """What it took, without what is done only once; 0 where that can't be told."""
+    dropped: int = 0
+    """How many of the others were accepted, but not stored: a trigger dropped them."""
 
     def moved(self, number: int) -> Tried:
         """Return the same for a longer list, in which `number` other rows come first."""
-        return Tried([RowFailure(number + one.index, one.error) for one in self.failures], self.seconds)
+        moved = [RowFailure(number + one.index, one.error) for one in self.failures]
+        return Tried(moved, self.seconds, self.dropped)
 
 
 class Writer(Protocol[Item_contra, R_co]):
@@ -75,11 +100,8 @@ class Writer(Protocol[Item_contra, R_co]):
         """
         ...
 
-    async def write(self, scope: Scope, items: Sequence[Item_contra], lo: int, hi: int) -> Sequence[R_co]:
+    async def write(self, scope: Scope, items: Sequence[Item_contra], lo: int, hi: int) -> Written[R_co]:
         """Write the items `lo` up to but not including `hi`.
-
-        Returns:
-            Their results, one an item, where the writer is `per_item`; else nothing.
 
         Raises:
             WriteFailed: None of them counts as written, and the caller undoes what was done.
@@ -103,5 +125,15 @@ class Writer(Protocol[Item_contra, R_co]):
 
         Raises:
             WriteFailed: The server can't do that, and the caller undoes what was done.
+        """
+        ...
+
+    async def refresh(self, scope: Scope, failed: WriteFailed) -> bool:
+        """Make the driver forget what it remembers of the schema, where that may be why a span failed.
+
+        Called once the span is undone, and at most once a run.
+
+        Returns:
+            True where the span is to be tried again: what the driver remembered is not so any more.
         """
         ...

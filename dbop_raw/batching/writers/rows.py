@@ -73,4 +73,9 @@ def taken(rows: Sequence[Any], left: Iterator[Any]) -> int:
 
 def raised_by_client(exc: Exception, scope: Scope) -> bool:
     """Was `exc` raised by the driver on encoding a value: not by the server, nor for a lost connection?"""
-    return not isinstance(exc, (asyncpg.PostgresError, OSError, TimeoutError)) and not is_gone(scope.conn)
+    # For a statement's parameter the driver raises the server's class of error, without a severity, which the
+    # server always sends.
+    of_server = isinstance(exc, asyncpg.PostgresError) and not (
+        isinstance(exc, asyncpg.DataError) and exc.severity is None
+    )
+    return not (of_server or isinstance(exc, (OSError, TimeoutError)) or is_gone(scope.conn))

@@ -28,7 +28,8 @@ def one_line(row: TextRow) -> str:
     Raises:
         TypeError: A value is neither str nor None.
     """
-    nulls = row.count(None)
+    # A tuple, for not all that is a row can count: the driver's Record can't.
+    nulls = tuple(row).count(None)
     texts = ["\\N" if value is None else value for value in row] if nulls else cast("Sequence[str]", row)
     line = "\t".join(texts)
     # Nearly always there is nothing to escape, and four searches of the whole line cost less than one of each

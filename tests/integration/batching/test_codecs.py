@@ -145,6 +145,32 @@ async def test_a_value_that_a_codec_can_not_encode_costs_its_item_only(
             assert await engine.fetchval("SELECT count(*) FROM t") == 18
 
 
+@pytest.mark.parametrize("of", ["enum", "extension's type"])
+async def test_a_codec_for_a_type_of_the_users_own_is_used_whatever_share_is_bad(
+    postgres_dsn: str, of: str
+) -> None:
+    """The driver keeps a codec of its own for such a type in the same place: it is told from the user's."""
+    type_, value, stored = ("mood", 1, "sad") if of == "enum" else ("ltree", ("a", "b"), "a.b")
+
+    async def coded(conn: Any) -> None:
+        def encode(given: Any) -> str:
+            return ["ok", "sad"][given] if of == "enum" else ".".join(given)
+
+        await conn.set_type_codec(type_, encoder=encode, decoder=str, schema="public", format="text")
+
+    async with Engine.open(postgres_dsn, min_size=0, max_size=1) as plain:
+        await plain.execute("CREATE EXTENSION ltree; CREATE TYPE mood AS ENUM ('ok', 'sad')")
+        await plain.execute(f"CREATE TABLE t (id int PRIMARY KEY, must int NOT NULL, v {type_})")
+        write = batch(execute_many(INSERT))
+        async with Engine.open(postgres_dsn, min_size=0, max_size=1, init=coded) as engine:
+            for using, given in ((engine, value), (plain, stored)) * 2:
+                await plain.execute("TRUNCATE t")
+                result = await using.run(write(half_bad([given] * 40)))
+                assert told(result) == [(n, "23502") for n in range(1, 40, 2)]
+                found = await plain.fetch("SELECT DISTINCT v::text AS v FROM t")
+                assert [row["v"] for row in found] == [stored]
+
+
 class TestWhatIsOurOwnGoesThroughNoCodec:
     """Names, codes and numbers that we send and read ourselves."""
 

@@ -122,6 +122,11 @@ class TestRowsThatTheServerCouldNotTry:
         found = judge(ROWS, failed, lambda _: verdict(Repair.NEVER, item=True))
         assert found.decision is Decision.NO_ROWS
 
+    def test_rows_that_do_not_fit_say_nothing_of_others(self) -> None:
+        failed = WriteFailed(None, Unsupported(of_rows=True), client=True)
+        found = judge(ROWS, failed, lambda _: verdict(Repair.NEVER))
+        assert found.decision is Decision.NO_ROWS_HERE
+
 
 @pytest.mark.parametrize(
     ("more_follows", "constraints_immediate", "checks"),

@@ -252,6 +252,17 @@ class TestTheChoiceFollowsWhatWasMeasured:
         play_plainly(world, Spans(total, costs), locate=False)
         assert {step.way for step in world.steps} == {"write"}
 
+    def test_that_no_rows_can_be_tried_holds_for_this_batch_only(self) -> None:
+        """The next may be on another server, or of other rows."""
+        costs = CostModel(seen=1000, bad=500, attempt=1e-3, row=1e-5, row_alone=1e-6)
+        spans = Spans(100, costs)
+        assert spans.next() == Step("rows", 0, 100)
+        spans.rows_failed(possible=False)
+        while (step := spans.next()) is not None:
+            assert step.way == "write"
+            spans.wrote()
+        assert Spans(100, costs).next() == Step("rows", 0, 100)
+
     @given(st.integers(2, 400), cost_models())
     def test_operations_are_never_tried_row_by_row(self, total: int, costs: CostModel) -> None:
         world = World(total, frozenset(range(0, total, 3)))
