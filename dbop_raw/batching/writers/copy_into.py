@@ -8,7 +8,7 @@ from typing import ClassVar
 
 from dbop_raw.batching.writers.copying import CopyWriter, Target
 from dbop_raw.batching.writers.protocol import WriteFailed
-from dbop_raw.batching.writers.rows import Row, check_widths, raised_by_client, span_of, taken
+from dbop_raw.batching.writers.rows import Row, by_place, check_widths, raised_by_client, span_of, taken
 from dbop_raw.driver.underway import overlap
 from dbop_raw.session.scope import Scope
 
@@ -24,10 +24,10 @@ class CopyInto(CopyWriter):
 
     async def write(self, scope: Scope, items: Sequence[Row], lo: int, hi: int) -> Sequence[None]:
         """Send one binary COPY."""
-        rows = span_of(items, lo, hi)
-        await scope.flush()
-        left = iter(rows)
         target = self.target
+        span = span_of(items, lo, hi)
+        _, rows = await overlap(scope.flush(), partial(by_place, span, target.columns, lo))
+        left = iter(rows)
         copying = scope.conn.copy_records_to_table(
             target.table, schema_name=target.schema, columns=target.columns, records=left
         )

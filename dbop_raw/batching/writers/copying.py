@@ -21,7 +21,7 @@ from dbop_raw.batching.inserver import InServer
 from dbop_raw.batching.server_functions import Column
 from dbop_raw.batching.suspects import Suspects, depends_on_order
 from dbop_raw.batching.writers.protocol import RowFailure, Tried, WriteFailed
-from dbop_raw.batching.writers.rows import Row, span_of
+from dbop_raw.batching.writers.rows import Row, by_place, span_of
 from dbop_raw.driver import sql
 from dbop_raw.failure.errors import PolicyError
 from dbop_raw.session.scope import Scope
@@ -121,7 +121,7 @@ class CopyWriter:
         self, scope: Scope, items: Sequence[Row], lo: int, hi: int, failure_rate: float
     ) -> Tried:
         """Insert the same columns row by row, or block by block, in a loop in the server."""
-        rows = span_of(items, lo, hi)
+        rows = by_place(span_of(items, lo, hi), self.target.columns, lo)
         self._check(rows, lo)
         try:
             if self._in_server is None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import ClassVar
 
 from dbop_raw.batching.inserver import InServer
 from dbop_raw.batching.writers.protocol import Tried, WriteFailed
-from dbop_raw.batching.writers.rows import Row, raised_by_client, span_of, taken
+from dbop_raw.batching.writers.rows import Row, by_place, raised_by_client, span_of, taken
+from dbop_raw.driver.underway import overlap
 from dbop_raw.failure.errors import PolicyError
 from dbop_raw.session.scope import Scope
 
@@ -36,8 +38,7 @@ class ExecuteMany:
 
     async def write(self, scope: Scope, items: Sequence[Row], lo: int, hi: int) -> Sequence[None]:
         """Execute all in one round trip."""
-        await scope.flush()
-        rows = span_of(items, lo, hi)
+        _, rows = await overlap(scope.flush(), partial(by_place, span_of(items, lo, hi), None, lo))
         left = iter(rows)
         try:
             await scope.conn.executemany(self.sql, left)
@@ -53,10 +54,11 @@ class ExecuteMany:
     ) -> Tried:
         """Execute the same statement for each row in a loop in the server."""
         del failure_rate
+        rows = by_place(items[lo:hi], None, lo)
         try:
             if self._in_server is None:
                 self._in_server = await InServer.for_statement(scope, self.sql)
-            tried = await self._in_server.run(scope, (items[lo:hi], 1))
+            tried = await self._in_server.run(scope, (rows, 1))
         except Exception as exc:
             self._in_server = None
             raise WriteFailed(None, exc) from exc
