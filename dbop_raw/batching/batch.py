@@ -12,6 +12,7 @@ takes one transaction id instead of two.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Generic, TypeVar
 
 import anyio
@@ -45,6 +46,8 @@ Item = TypeVar("Item")
 R = TypeVar("R")
 
 _ONCE = RetryPolicy(attempts=1)
+# So many items are alone with an error that may be the statement's, before it is believed to be.
+_MOST_DOUBTS = 3
 
 
 class Batch(Generic[Item, R]):
@@ -164,6 +167,10 @@ class _Run(Generic[Item, R]):
         # How often an item of the span search at hand was tried, for those that failed for a passing reason.
         self._attempts: dict[int, Attempts] = {}
         self._retries_before = scope.retries
+        # Is the statement known to be right? Not before an item got through, or was refused for its own sake.
+        self._proven = False
+        # The errors that are the statement's fault, if it is wrong.
+        self._doubts: list[Exception] = []
         # Is each statement checked for all constraints? Then a row that refers to a later one is refused for
         # now.
         self._constraints_immediate = False
@@ -181,6 +188,8 @@ class _Run(Generic[Item, R]):
             )
         if self._items:
             await self._write_all(more_follows=more_follows)
+            if self._doubts and not self._proven:
+                raise self._doubts[0]
         return self._result()
 
     # --- all items, and when constraints are checked
@@ -267,8 +276,27 @@ class _Run(Generic[Item, R]):
             # Judged out here, so that what is raised carries no trace of our own signal.
             if failed is not None:
                 judgement = judge(step, failed, self._scope.verdict)
+                if step.way == "write":
+                    judgement = self._settled(step, judgement, failed)
                 await self._follow(judgement, failed.error, indexes)
         self._spans.finish()
+
+    def _settled(self, step: Step, judgement: Judgement, failed: WriteFailed) -> Judgement:
+        """Settle a doubt, whether the statement or an item's value is wrong, by what other items showed."""
+        culprit, named = judgement.culprit, judgement.culprit is not None
+        if judgement.decision is not Decision.DOUBT:
+            if judgement.decision is Decision.BLAME and named and not failed.client:
+                self._proven = True
+            return judgement
+        if self._writer.per_item and named and culprit != step.lo:
+            self._proven = True
+        alone = step.hi - step.lo == 1
+        if not self._proven and alone:
+            self._doubts.append(failed.error)
+        if not self._proven and (len(self._doubts) >= _MOST_DOUBTS or len(self._items) == 1):
+            return replace(judgement, decision=Decision.RAISE)
+        # As long as nothing is proven, the search goes on until an item is alone with its error.
+        return replace(judgement, decision=Decision.BLAME, culprit=culprit if self._proven or alone else None)
 
     async def _try(self, step: Step, view: Sequence[Item], indexes: Sequence[int]) -> WriteFailed | None:
         """Write one span behind its savepoint, or BEGIN; return why it failed, if it did.
@@ -283,11 +311,14 @@ class _Run(Generic[Item, R]):
             if step.way == "rows":
                 tried = await writer.write_rows(scope, view, step.lo, step.hi, self._costs.failure_rate)
                 self._spans.rows([failure.index for failure in tried.failures], tried.seconds)
+                # It was executed, whatever came of it.
+                self._proven = True
                 for failure in tried.failures:
                     self._set_aside(indexes[failure.index], failure.error, scope.verdict(failure.error))
             else:
                 results = await writer.write(scope, view, step.lo, step.hi)
                 self._spans.wrote(clock() - started)
+                self._proven = True
                 if results:
                     for index, result in zip(range(step.lo, step.hi), results, strict=True):
                         self._results[indexes[index]] = result

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeVar
 
 from dbop_raw.batching.result import Failed
 from dbop_raw.batching.spans import Step
+from dbop_raw.batching.value_errors import Origin, origin_of, raised_in_our_function
 from dbop_raw.batching.writers.protocol import Unsupported, WriteFailed
 from dbop_raw.failure.errors import RetriesExhausted
 from dbop_raw.failure.sqlstate import Repair, Verdict
@@ -46,6 +47,8 @@ class Decision(enum.Enum):
     """The culprit is tried again from the savepoint, as often as the policy allows; after that it is bad."""
     BLAME = "blame"
     """The culprit is bad; where there is none, one of the span is, and the chooser goes on searching."""
+    DOUBT = "doubt"
+    """As `BLAME` if any other item gets through, for then the statement is right; else as `RAISE`."""
     NO_ROWS_HERE = "no rows here"
     """The server could not try these rows one by one: they are written in spans, which show why."""
     NO_ROWS = "no rows"
@@ -80,8 +83,12 @@ def judge(step: Step, failed: WriteFailed, verdict_of: Callable[[BaseException],
     culprit = failed.index if step.hi - step.lo > 1 else step.lo
     if verdict.repair is Repair.NEVER:
         # What the driver refused to send is the item's whatever its code: no server has seen it.
-        of_an_item = verdict.item or (failed.client and failed.index is not None)
-        decision = Decision.BLAME if of_an_item else Decision.RAISE
+        if verdict.item or (failed.client and failed.index is not None):
+            decision = Decision.BLAME
+        else:
+            decision = _BY_ORIGIN[origin_of(cause or failed.error)]
+        if decision is not Decision.RAISE and not verdict.item and not failed.client:
+            verdict = replace(verdict, item=True, reason=_OF_A_VALUE)
     elif cause is not None:
         decision = Decision.BLAME
     elif verdict.repair is Repair.SAVEPOINT:
@@ -92,12 +99,22 @@ def judge(step: Step, failed: WriteFailed, verdict_of: Callable[[BaseException],
     return Judgement(decision, verdict, culprit)
 
 
+_BY_ORIGIN = {
+    Origin.VALUE: Decision.BLAME,
+    Origin.UNSURE: Decision.DOUBT,
+    Origin.STATEMENT: Decision.RAISE,
+}
+_OF_A_VALUE = "a row's value could not be read, or named what is not there: the same value never will be"
+
+
 def _judge_rows(failed: WriteFailed, verdict: Verdict) -> Decision:
     if not failed.client and verdict.repair in {Repair.TRANSACTION, Repair.CONNECTION, Repair.UNKNOWN}:
         return Decision.RAISE
     # A row that can't be sent, or one that waits for a lock, says nothing of other rows. Anything else does:
     # no privilege, no language, a type that doesn't fit.
     here_only = failed.client or verdict.item or verdict.repair is Repair.SAVEPOINT
+    if not here_only and origin_of(failed.error) is not Origin.STATEMENT:
+        here_only = raised_in_our_function(failed.error)
     if here_only and not isinstance(failed.error, Unsupported):
         return Decision.NO_ROWS_HERE
     return Decision.NO_ROWS

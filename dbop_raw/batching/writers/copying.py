@@ -28,6 +28,8 @@ from dbop_raw.session.scope import Scope
 
 __all__ = ["CopyWriter", "Target"]
 
+# Class 54, program limit exceeded: "row is too big".
+_TOO_LARGE = "54"
 # Where a larger share of rows is bad, trying a block of them is mostly in vain.
 _HIGH_FAILURE_RATE = 0.03
 _LARGEST_BLOCK = 512
@@ -73,6 +75,9 @@ class Target:
         """
         context = getattr(exc, "context", None)
         if not isinstance(exc, asyncpg.PostgresError) or not isinstance(context, str):
+            return None
+        if (exc.sqlstate or "").startswith(_TOO_LARGE):
+            # Raised when the rows that were buffered are inserted together: the line is that of the last.
             return None
         prefix = f"COPY {self.table}, "
         found = [line for line in context.split("\n") if line.startswith(prefix)]
