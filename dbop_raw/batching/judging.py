@@ -11,6 +11,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TypeVar
 
+import asyncpg
+
 from dbop_raw.batching.result import Failed
 from dbop_raw.batching.spans import Step
 from dbop_raw.batching.value_errors import Origin, origin_of, raised_in_our_function
@@ -19,18 +21,25 @@ from dbop_raw.failure.errors import RetriesExhausted
 from dbop_raw.failure.sqlstate import Repair, Verdict
 
 __all__ = [
+    "FOREIGN_KEY_VIOLATION",
     "ConstraintChecks",
     "Decision",
     "Judgement",
+    "by_reference",
     "choose_constraint_checks",
-    "forward_references",
     "judge",
+    "may_be_innocent",
     "too_many",
+    "violates",
 ]
 
 Item = TypeVar("Item")
 
-_FOREIGN_KEY_VIOLATION = "23503"
+FOREIGN_KEY_VIOLATION = "23503"
+# Never raised by a deferred constraint over several rows: NOT NULL and a missing parent; and the classes of
+# what a value, or the statement with it, got wrong.
+_OF_THE_ROW = frozenset({"23502", FOREIGN_KEY_VIOLATION})
+_OF_A_VALUE_CLASSES = frozenset({"22", "42", "54"})
 
 
 # --- a span that failed
@@ -88,7 +97,7 @@ def judge(step: Step, failed: WriteFailed, verdict_of: Callable[[BaseException],
         else:
             decision = _BY_ORIGIN[origin_of(cause or failed.error)]
         if decision is not Decision.RAISE and not verdict.item and not failed.client:
-            verdict = replace(verdict, item=True, reason=_OF_A_VALUE)
+            verdict = replace(verdict, item=True, reason=_OF_A_VALUE, blame="item")
     elif cause is not None:
         decision = Decision.BLAME
     elif verdict.repair is Repair.SAVEPOINT:
@@ -150,38 +159,45 @@ def choose_constraint_checks(*, more_follows: bool, constraints_immediate: bool)
     return ConstraintChecks.IMMEDIATE if constraints_immediate else ConstraintChecks.AT_COMMIT
 
 
-def _may_be_a_forward_reference(failed: Failed[Item]) -> bool:
-    return failed.verdict.sqlstate == _FOREIGN_KEY_VIOLATION
+def violates(verdict: Verdict) -> bool:
+    """Does a failed check mean that a constraint is violated: not that the check could not be done?"""
+    return verdict.item and verdict.repair is Repair.NEVER
 
 
-def forward_references(failed: Mapping[int, Failed[Item]]) -> dict[int, Failed[Item]]:
-    """Return those of `failed` that a later item of the batch may have made good.
+def by_reference(failed: Mapping[int, Failed[Item]]) -> dict[int, Failed[Item]]:
+    """Return those of `failed` that a foreign key refused.
 
-    A deferred foreign key allows a row to refer to a later one. Checked immediately, such a row is refused
-    for coming too early.
+    A row that refers to a later one is refused for coming too early, where the foreign key refers to its own
+    table, or where deferred constraints are checked immediately.
     """
-    return {index: one for index, one in failed.items() if _may_be_a_forward_reference(one)}
+    return {index: one for index, one in failed.items() if one.verdict.sqlstate == FOREIGN_KEY_VIOLATION}
+
+
+def may_be_innocent(failed: Failed[Item]) -> bool:
+    """May the item have been refused only because a deferred constraint was checked too early?
+
+    Not by what was wrong with a value or the row itself; and a missing parent is tried again anyway.
+    """
+    code = failed.verdict.sqlstate
+    if code is None or not isinstance(failed.error, asyncpg.PostgresError):
+        return False
+    return code not in _OF_THE_ROW and code[:2] not in _OF_A_VALUE_CLASSES
 
 
 # --- the skip limit
 
 
 def too_many(
-    failed: Mapping[int, Failed[Item]], skip_limit: int, *, constraints_immediate: bool
+    failed: Mapping[int, Failed[Item]], skip_limit: int, *, passing: Callable[[Failed[Item]], bool]
 ) -> tuple[Failed[Item], ...]:
     """Return the failures in order where they are more than `skip_limit` allows; else none.
 
     Args:
         failed: The items that are set aside at present, by index.
         skip_limit: How many items may fail.
-        constraints_immediate: Constraints are checked early, and forward references not yet tried again: they
-            don't count as long as they may only have come too early.
+        passing: May an item still be written in the end? Those don't count yet.
     """
     if len(failed) <= skip_limit:
         return ()
-    counted = tuple(
-        failed[index]
-        for index in sorted(failed)
-        if not (constraints_immediate and _may_be_a_forward_reference(failed[index]))
-    )
+    counted = tuple(failed[index] for index in sorted(failed) if not passing(failed[index]))
     return counted if len(counted) > skip_limit else ()

@@ -114,6 +114,11 @@ class CopyWriter:
         """With the table's name: `copy_into("events")`."""
         return f"{self._verb}({self.target.relation})"
 
+    @property
+    def columns(self) -> Sequence[str]:
+        """The columns that a row's values are written to."""
+        return self.target.columns
+
     def __repr__(self) -> str:
         """With the table's name."""
         return self.name

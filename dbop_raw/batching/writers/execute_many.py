@@ -21,6 +21,7 @@ class ExecuteMany:
 
     __slots__ = ("_in_server", "sql")
     per_item: ClassVar[bool] = False
+    columns: ClassVar[None] = None
 
     def __init__(self, sql: str) -> None:
         self.sql = sql

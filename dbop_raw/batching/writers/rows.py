@@ -77,7 +77,7 @@ def _row(index: int, row: Any, columns: Sequence[str] | None, names: set[str] | 
         missing = ", ".join(repr(name) for name in columns if name not in row)
         more = ", ".join(repr(name) for name in row if name not in names)
         told = [f"lacks {missing}"] * bool(missing) + [f"has no column for {more}"] * bool(more)
-        error = ValueError(f"a row by name has a value for each column and no other; this {' and '.join(told)}")
+        error = ValueError(f"a row by name has one value for each column, but this one {' and '.join(told)}")
     raise WriteFailed(index, error, client=True) from error
 
 
