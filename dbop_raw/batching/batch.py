@@ -26,6 +26,7 @@ from dbop_raw.batching.judging import (
     Judgement,
     by_reference,
     choose_constraint_checks,
+    depends_on_others,
     judge,
     may_be_innocent,
     too_many,
@@ -60,8 +61,8 @@ R = TypeVar("R")
 _ONCE = RetryPolicy(attempts=1)
 # So many items are alone with an error that may be the statement's, before it is believed to be.
 _MOST_DOUBTS = 3
-# So often deferred constraints are checked to find who violates one that looks at several rows at once.
-_MOST_CHECKS = 400
+# So many spans are tried to find who violates a deferred constraint that looks at several rows at once.
+_MOST_TRIALS = 400
 # Items are tried again forwards and backwards, until neither helped.
 _BOTH = 2
 
@@ -70,8 +71,8 @@ class _Violated(WriteFailed):
     """A span could be written, but then a deferred constraint was violated."""
 
 
-class _TooManyChecks(Exception):
-    """Who violates a constraint was not found within the number of checks."""
+class _TooManyTrials(Exception):
+    """Who violates a constraint was not found within the number of trials."""
 
 
 def _never(_: object) -> bool:
@@ -99,12 +100,12 @@ class Batch(Generic[Item, R]):
         skip_limit: int | None,
         together: Callable[[Item], Hashable] | None,
     ) -> None:
-        self.writer = writer
-        self.policy = policy
-        self.skip_limit = skip_limit
-        self.together = together
-        self.costs = CostModel()
-        self.foreign_keys = ForeignKeys()
+        self._writer = writer
+        self._policy = policy
+        self._skip_limit = skip_limit
+        self._together = together
+        self._costs = CostModel()
+        self._foreign_keys = ForeignKeys()
         self._name = writer.name
 
     def __repr__(self) -> str:
@@ -135,12 +136,21 @@ class Batch(Generic[Item, R]):
             items = list(items)
 
         async def step(scope: Scope, frame: Frame) -> BatchResult[Item, R]:
-            run = _Run(self, items, scope)
+            run = _Run(
+                self._writer,
+                items,
+                scope,
+                policy=self._policy,
+                skip_limit=self._skip_limit,
+                together=self._together,
+                costs=self._costs,
+                foreign_keys=self._foreign_keys,
+            )
             # Whatever follows the batch, more follows each of its spans.
             with scope.running(frame if frame.more_follows else frame._replace(more_follows=True)):
                 return await run.run(more_follows=frame.more_follows)
 
-        return Operation(step, self._name, self.policy, f"{self!r}(<{len(items)} items>)")
+        return Operation(step, self._name, self._policy, f"{self!r}(<{len(items)} items>)")
 
 
 def batch(
@@ -203,15 +213,26 @@ def batch(
 class _Run(Generic[Item, R]):
     """One run of a batch in one transaction: mutable, used once."""
 
-    def __init__(self, owner: Batch[Item, R], items: Sequence[Item], scope: Scope) -> None:
-        self._writer = owner.writer
+    def __init__(
+        self,
+        writer: Writer[Item, R],
+        items: Sequence[Item],
+        scope: Scope,
+        *,
+        policy: RetryPolicy | None,
+        skip_limit: int | None,
+        together: Callable[[Item], Hashable] | None,
+        costs: CostModel,
+        foreign_keys: ForeignKeys,
+    ) -> None:
+        self._writer = writer
         self._items = items
         self._scope = scope
-        self._policy = owner.policy or _ONCE
-        self._skip_limit = owner.skip_limit
-        self._costs = owner.costs
-        self._foreign_keys = owner.foreign_keys
-        self._key = owner.together
+        self._policy = policy or _ONCE
+        self._skip_limit = skip_limit
+        self._costs = costs
+        self._foreign_keys = foreign_keys
+        self._key = together
         self._everything = Layout(range(len(items)))
         # The group of each item, where items stand or fall together.
         self._group_of: dict[int, Sequence[int]] = {}
@@ -227,9 +248,9 @@ class _Run(Generic[Item, R]):
         self._doubts: list[Exception] = []
         # May an item that is set aside at present still be written in the end?
         self._passing: Callable[[Failed[Item]], bool] = _never
-        # Are deferred constraints checked at the end of each span? And how often may that still be done?
+        # Are deferred constraints checked at the end of each span? And how many of those may still be tried?
         self._checked = False
-        self._checks_left = math.inf
+        self._trials_left = math.inf
         # Who was set aside by such a check: it names nobody, so others may be at fault.
         self._by_check: set[int] = set()
 
@@ -340,7 +361,7 @@ class _Run(Generic[Item, R]):
             return
         if references and await self._write_with_constraints_immediate(final=False):
             return
-        if not await self._search(refused, _MOST_CHECKS):
+        if not await self._search(refused, _MOST_TRIALS):
             await self._write_with_constraints_immediate(final=True)
 
     async def _write_with_constraints_immediate(self, *, final: bool) -> bool:
@@ -373,7 +394,7 @@ class _Run(Generic[Item, R]):
         control.release()
         return kept
 
-    async def _search(self, refused: Mapping[int, Failed[Item]] | None, most_checks: float) -> bool:
+    async def _search(self, refused: Mapping[int, Failed[Item]] | None, most_trials: float) -> bool:
         """Write, and check deferred constraints at the end of each span: some look at several rows at once.
 
         A span that violates one is halved, as for any error that names nobody. Where that parts rows that
@@ -381,7 +402,7 @@ class _Run(Generic[Item, R]):
 
         Args:
             refused: Who is refused whatever is checked when; None: not known yet.
-            most_checks: So many checks are made at most.
+            most_trials: So many spans are tried at most.
 
         Returns:
             True; False where they were not enough, and nothing was kept.
@@ -395,12 +416,14 @@ class _Run(Generic[Item, R]):
                 await self._write_spans(self._everything)
                 await self._try_again()
                 refused = self._start_again()
+            # Who was refused for another one may be written if that one falls.
+            refused = {index: one for index, one in refused.items() if not depends_on_others(one)}
             self._failed = dict(refused)
             self._passing = _by_reference_or_innocent
-            self._checked, self._checks_left = True, most_checks
+            self._checked, self._trials_left = True, most_trials
             await self._write_spans(self._without(refused))
             await self._try_again()
-        except _TooManyChecks:
+        except _TooManyTrials:
             self._start_again()
             control.release()
             return False
@@ -502,6 +525,8 @@ class _Run(Generic[Item, R]):
         )
         self._attempts.clear()
         while (step := self._spans.next()) is not None:
+            if self._checked:
+                self._take_trial()
             failed = await self._try(step, view, layout)
             # Judged out here, so that what is raised carries no trace of our own signal.
             if failed is not None:
@@ -568,11 +593,14 @@ class _Run(Generic[Item, R]):
         control.release()
         return None
 
+    def _take_trial(self) -> None:
+        """Count a span of a search; raise `_TooManyTrials` when there have been enough."""
+        if self._trials_left <= 0:
+            raise _TooManyTrials
+        self._trials_left -= 1
+
     async def _check(self) -> None:
         """Raise `_Violated` where what was written so far violates a deferred constraint."""
-        if self._checks_left <= 0:
-            raise _TooManyChecks
-        self._checks_left -= 1
         violated = await self._violation()
         if violated is not None:
             raise _Violated(None, violated) from violated

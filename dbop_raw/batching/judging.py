@@ -17,7 +17,7 @@ from dbop_raw.batching.result import Failed
 from dbop_raw.batching.spans import Step
 from dbop_raw.batching.value_errors import Origin, origin_of, raised_in_our_function
 from dbop_raw.batching.writers.protocol import Unsupported, WriteFailed
-from dbop_raw.failure.errors import RetriesExhausted
+from dbop_raw.failure.errors import GroupFailed, RetriesExhausted
 from dbop_raw.failure.sqlstate import Repair, Verdict
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "Judgement",
     "by_reference",
     "choose_constraint_checks",
+    "depends_on_others",
     "judge",
     "may_be_innocent",
     "too_many",
@@ -36,6 +37,7 @@ __all__ = [
 Item = TypeVar("Item")
 
 FOREIGN_KEY_VIOLATION = "23503"
+_CHECK_VIOLATION = "23514"
 # Never raised by a deferred constraint over several rows: NOT NULL and a missing parent; and the classes of
 # what a value, or the statement with it, got wrong.
 _OF_THE_ROW = frozenset({"23502", FOREIGN_KEY_VIOLATION})
@@ -182,6 +184,15 @@ def may_be_innocent(failed: Failed[Item]) -> bool:
     if code is None or not isinstance(failed.error, asyncpg.PostgresError):
         return False
     return code not in _OF_THE_ROW and code[:2] not in _OF_A_VALUE_CLASSES
+
+
+def depends_on_others(failed: Failed[Item]) -> bool:
+    """May the item have been refused only for another one that was in, such as one with the same key?"""
+    error = failed.error.__cause__ if isinstance(failed.error, GroupFailed) else failed.error
+    code = getattr(error, "sqlstate", None)
+    if code is None:
+        return False
+    return code not in _OF_THE_ROW | {_CHECK_VIOLATION} and code[:2] not in _OF_A_VALUE_CLASSES
 
 
 # --- the skip limit
