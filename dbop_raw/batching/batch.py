@@ -253,6 +253,8 @@ class _Run(Generic[Item, R]):
         self._trials_left = math.inf
         # Who was set aside by such a check: it names nobody, so others may be at fault.
         self._by_check: set[int] = set()
+        # Who was named for another row of the same span, which was not known to be good then.
+        self._named_early: set[int] = set()
 
     async def run(self, *, more_follows: bool) -> BatchResult[Item, R]:
         """Write all of it, inside the transaction that the scope is in.
@@ -461,6 +463,7 @@ class _Run(Generic[Item, R]):
             all_references: Each foreign key may have been checked too early, not only one of a table to
                 itself.
         """
+        await self._try_named_again()
         backwards, idle = False, 0
         while idle < _BOTH and (waiting := await self._waiting(all_references=all_references)):
             before = len(self._failed)
@@ -479,6 +482,20 @@ class _Run(Generic[Item, R]):
             helped = len(self._failed) < before
             idle = 0 if helped else idle + (1 if ordered is None else _BOTH)
             backwards = not backwards
+
+    async def _try_named_again(self) -> None:
+        """Try items once more that were refused for a row of their span, if earlier ones fell after that.
+
+        COPY names a doubled key by its line before it looks at foreign keys: the first row may fall by those.
+        """
+        early = sorted(index for index in self._named_early if index in self._failed)
+        self._named_early.clear()
+        if not early or all(index >= early[-1] or index in early for index in self._failed):
+            return
+        waiting = {index: self._failed.pop(index) for index in early}
+        await self._write_spans(Layout(early))
+        self._named_early.clear()
+        self._failed.update({i: failed for i, failed in waiting.items() if i in self._failed})
 
     async def _waiting(self, *, all_references: bool) -> dict[int, Failed[Item]]:
         """Return those that are set aside and may be written after others, by index, in order."""
@@ -536,7 +553,7 @@ class _Run(Generic[Item, R]):
                 judgement = judge(step, failed, self._scope.verdict)
                 if step.way == "write":
                     judgement = self._settled(step, judgement, failed)
-                await self._follow(judgement, failed, place, layout)
+                await self._follow(judgement, failed, place, layout, step.lo)
 
     def _settled(self, step: Step, judgement: Judgement, failed: WriteFailed) -> Judgement:
         """Settle a doubt, whether the statement or an item's value is wrong, by what other items showed."""
@@ -606,9 +623,17 @@ class _Run(Generic[Item, R]):
             raise _Violated(None, violated) from violated
 
     async def _follow(
-        self, judgement: Judgement, failed: WriteFailed, place: int | None, layout: Layout
+        self, judgement: Judgement, failed: WriteFailed, place: int | None, layout: Layout, lo: int
     ) -> None:
-        """Do what the judgement of a failed span says; `place` is the item's in `layout`, if it is named."""
+        """Do what the judgement of a failed span says.
+
+        Args:
+            judgement: What the failure means.
+            failed: Why the span, from unit `lo` on, could not be written.
+            place: The place in `layout` of the item that is named, if one is.
+            layout: What is being written.
+            lo: The span's first unit.
+        """
         decision, culprit, error = judgement.decision, judgement.culprit, failed.error
         if decision is Decision.RAISE:
             raise error
@@ -629,11 +654,14 @@ class _Run(Generic[Item, R]):
         found = self._spans.failed(culprit)
         if found is None:
             return
+        named_behind_others = not self._writer.per_item and self._key is None and found > lo
         members = layout.members(found)
         if isinstance(failed, _Violated):
             self._by_check.update(members)
         if len(members) == 1:
             self._set_aside(members[0], error, judgement.verdict)
+            if named_behind_others and depends_on_others(self._failed[members[0]]):
+                self._named_early.add(members[0])
             return
         named = None if place is None else layout.indexes[place]
         if named is None or named not in members:
