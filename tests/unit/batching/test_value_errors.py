@@ -23,7 +23,7 @@ def error(code: str, **fields: str) -> Exception:
         (error("42P01", W="COPY t, Zeile 3"), Origin.VALUE),
         (error("42703", W="PL/pgSQL function f() line 1\nCOPY t, line 3"), Origin.UNSURE),
         (error("42704", W="unnamed portal parameter $2 = '...'"), Origin.VALUE),
-        (error("42804", W='Portal »p« Parameter $2'), Origin.VALUE),
+        (error("42804", W="Portal »p« Parameter $2"), Origin.VALUE),
         (error("42P01", W='SQL statement "SELECT $1"'), Origin.UNSURE),
         (error("42P01"), Origin.UNSURE),
         (error("42501", W="COPY t, line 3"), Origin.STATEMENT),
