@@ -76,9 +76,13 @@ class Spans:
         costs: What earlier batches measured; it learns from this one.
         per_item: The items are operations. A failure then always names its item, and what was done before it
             in its span has to be done again.
+        rows: May the server try items one by one? Not where some stand or fall together.
+        cut: May a span be cut because a shorter one has better chances? Not where items may need each other.
     """
 
-    def __init__(self, total: int, costs: CostModel, *, per_item: bool = False) -> None:
+    def __init__(
+        self, total: int, costs: CostModel, *, per_item: bool = False, rows: bool = True, cut: bool = True
+    ) -> None:
         self.total = total
         self.bad: set[int] = set()
         """The items that can't be written, as far as they are found."""
@@ -86,6 +90,8 @@ class Spans:
         self._per_item = per_item
         # Of this batch: the next may be on another server, or of other rows.
         self._rows_possible = costs.rows_possible
+        self._rows_allowed = rows
+        self._cuts = cut
         # How many items are written or in `bad`.
         self._done = 0
         # A stack: the next span is the last one.
@@ -119,7 +125,13 @@ class Spans:
         return alone < costs.span_cost(length) + fails * after
 
     def _may_try_rows(self, span: _Span) -> bool:
-        return span.may_try_rows and self._rows_possible and not self._per_item and span.hi - span.lo > 1
+        return (
+            self._rows_allowed
+            and self._rows_possible
+            and span.may_try_rows
+            and not self._per_item
+            and span.hi - span.lo > 1
+        )
 
     # --- the next step
 
@@ -143,7 +155,7 @@ class Spans:
             return self._rows(span)
         # Without a server that tries rows, a span longer than the usual distance between bad items would only
         # fail.
-        if self._per_item or not may_try_rows:
+        if self._cuts and (self._per_item or not may_try_rows):
             span = self._cut(span, self._longest())
         return self._write(span)
 
@@ -270,7 +282,3 @@ class Spans:
                 bad_if_left_is_clean=span.bad_if_left_is_clean,
             )
         )
-
-    def finish(self) -> None:
-        """Keep what this batch taught for the next."""
-        self._costs.learn_batch(self.total, len(self.bad))

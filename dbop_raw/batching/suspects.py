@@ -15,7 +15,7 @@ from typing import Any
 
 import asyncpg
 
-from dbop_raw.batching.sql import read
+from dbop_raw.batching.references import ForeignKeys
 from dbop_raw.batching.writers.protocol import RowFailure
 from dbop_raw.session.scope import Scope
 
@@ -42,8 +42,7 @@ class Suspects:
 
     def __init__(self, columns: Sequence[str]) -> None:
         self._columns = tuple(columns)
-        # A constraint's columns, as places in a row, by schema, table and name; None: not to be learned from.
-        self._places: dict[tuple[str, str, str], tuple[int, ...] | None] = {}
+        self._keys = ForeignKeys()
         # By a constraint's columns; for one column the values themselves, for several tuples of them.
         self._refused: dict[tuple[int, ...], set[Any]] = {}
         self._size = 0
@@ -86,20 +85,11 @@ class Suspects:
             full = self._disabled or self._size >= _MOST
             if full or not isinstance(error, asyncpg.ForeignKeyViolationError):
                 continue
-            key = (str(error.schema_name), str(error.table_name), str(error.constraint_name))
-            if key not in self._places:
-                self._places[key] = await self._look_up(scope, key)
-            places = self._places[key]
-            if places is not None:
+            key = await self._keys.of(scope, error)
+            # Of a table to itself it tells nothing: a row may be refused for what comes after it.
+            if key is not None and not key.to_itself and set(key.columns) <= set(self._columns):
+                places = tuple(self._columns.index(name) for name in key.columns)
                 row = rows[failure.index]
                 refused = self._refused.setdefault(places, set())
                 refused.add(row[places[0]] if len(places) == 1 else tuple(row[p] for p in places))
                 self._size = sum(map(len, self._refused.values()))
-
-    async def _look_up(self, scope: Scope, key: tuple[str, str, str]) -> tuple[int, ...] | None:
-        """Return the constraint's columns; None where one is not written, or it refers to its own table."""
-        await scope.flush()
-        names = await scope.conn.fetchval(read("foreign_key_columns"), *key)
-        if not names or not set(names) <= set(self._columns):
-            return None
-        return tuple(self._columns.index(name) for name in names)

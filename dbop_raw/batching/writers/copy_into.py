@@ -13,7 +13,7 @@ from dbop_raw.batching.inserver import array_literal
 from dbop_raw.batching.sql import read
 from dbop_raw.batching.writers.copying import CopyWriter, Target, written
 from dbop_raw.batching.writers.protocol import WriteFailed, Written
-from dbop_raw.batching.writers.rows import Row, check_widths, raised_by_client, span_of, taken
+from dbop_raw.batching.writers.rows import Row, by_place, check_widths, raised_by_client, span_of, taken
 from dbop_raw.batching.writers.stale import is_stale
 from dbop_raw.driver import sql
 from dbop_raw.driver.connection import Connection, is_gone
@@ -42,9 +42,9 @@ class CopyInto(CopyWriter):
 
     async def write(self, scope: Scope, items: Sequence[Row], lo: int, hi: int) -> Written[None]:
         """Send one binary COPY."""
-        rows = span_of(items, lo, hi)
         target = self.target
-        await self._open(scope)
+        span = span_of(items, lo, hi)
+        _, rows = await overlap(self._open(scope), partial(by_place, span, target.columns, lo))
         left = iter(rows)
         copying = scope.conn.copy_records_to_table(
             target.table, schema_name=target.schema, columns=target.columns, records=left

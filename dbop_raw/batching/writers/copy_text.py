@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from dbop_raw.batching.writers.copying import CopyWriter, Target, written
 from dbop_raw.batching.writers.protocol import WriteFailed, Written
-from dbop_raw.batching.writers.rows import TextRow, check_widths, span_of
+from dbop_raw.batching.writers.rows import TextRow, by_place, check_widths, span_of
 from dbop_raw.batching.writers.text_format import lines, one_line
 from dbop_raw.driver.underway import overlap
 from dbop_raw.session.scope import Scope
@@ -34,7 +34,7 @@ class CopyText(CopyWriter):
     async def write(self, scope: Scope, items: Sequence[TextRow], lo: int, hi: int) -> Written[None]:
         """Send one COPY in text format."""
         rows, target = span_of(items, lo, hi), self.target
-        pieces = _pieces(rows, len(target.columns), lo)
+        pieces = _pieces(rows, target.columns, lo)
         # The first piece is written while what opens the span is on its way, each next one while the server
         # reads the one before.
         _, first = await overlap(scope.flush(), partial(next, pieces))
@@ -68,15 +68,16 @@ class CopyText(CopyWriter):
                 _check_row(index, row)
 
 
-def _pieces(rows: Sequence[TextRow], width: int, lo: int) -> Iterator[bytes]:
+def _pieces(rows: Sequence[TextRow], columns: Sequence[str], lo: int) -> Iterator[bytes]:
     """Encode rows piece by piece.
 
     Raises:
-        WriteFailed: For the first row that has not `width` values, or of which one is no `str`, or no valid
-            text.
+        WriteFailed: For the first row that is none, or has not as many values as there are columns, or of
+            which one is no `str`, or no valid text.
     """
+    width = len(columns)
     for start in range(0, len(rows), _LINES):
-        some = span_of(rows, start, min(start + _LINES, len(rows)))
+        some = by_place(span_of(rows, start, min(start + _LINES, len(rows))), columns, lo + start)
         check_widths(some, width, lo + start)
         try:
             data = (lines(some, width) + "\n").encode()

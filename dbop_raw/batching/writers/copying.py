@@ -20,13 +20,15 @@ import asyncpg
 from dbop_raw.batching.inserver import Impossible, InServer
 from dbop_raw.batching.suspects import Suspects, depends_on_order
 from dbop_raw.batching.writers.protocol import RowFailure, Tried, WriteFailed, Written
-from dbop_raw.batching.writers.rows import Row, raised_by_client, span_of
+from dbop_raw.batching.writers.rows import Row, by_place, raised_by_client, span_of
 from dbop_raw.driver import sql
 from dbop_raw.failure.errors import PolicyError
 from dbop_raw.session.scope import Scope
 
 __all__ = ["CopyWriter", "Target", "written"]
 
+# Class 54, program limit exceeded: "row is too big".
+_TOO_LARGE = "54"
 # Where a larger share of rows is bad, trying a block of them is mostly in vain.
 _HIGH_FAILURE_RATE = 0.03
 _LARGEST_BLOCK = 512
@@ -73,6 +75,9 @@ class Target:
         context = getattr(exc, "context", None)
         if not isinstance(exc, asyncpg.PostgresError) or not isinstance(context, str):
             return None
+        if (exc.sqlstate or "").startswith(_TOO_LARGE):
+            # Raised when the rows that were buffered are inserted together: the line is that of the last.
+            return None
         prefix = f"COPY {self.table}, "
         found = [line for line in context.split("\n") if line.startswith(prefix)]
         number = re.match(r"\D*(\d+)", found[0][len(prefix) :]) if len(found) == 1 else None
@@ -115,6 +120,11 @@ class CopyWriter:
         """With the table's name: `copy_into("events")`."""
         return f"{self._verb}({self.target.relation})"
 
+    @property
+    def columns(self) -> Sequence[str]:
+        """The columns that a row's values are written to."""
+        return self.target.columns
+
     def __repr__(self) -> str:
         """With the table's name."""
         return self.name
@@ -127,7 +137,7 @@ class CopyWriter:
         self, scope: Scope, items: Sequence[Row], lo: int, hi: int, failure_rate: float
     ) -> Tried:
         """Insert the same columns row by row, or block by block, in a loop in the server."""
-        rows = span_of(items, lo, hi)
+        rows = by_place(span_of(items, lo, hi), self.target.columns, lo)
         self._check(rows, lo)
         try:
             self._impossible.check(scope)

@@ -29,6 +29,7 @@ class Each(Generic[Item, R]):
 
     make_op: Callable[[Item], AnyOperation[R]]
     per_item: ClassVar[bool] = True
+    columns: ClassVar[None] = None
 
     @property
     def name(self) -> str:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import ClassVar
 
 from dbop_raw.batching.inserver import Impossible, InServer
 from dbop_raw.batching.writers.protocol import Tried, WriteFailed, Written
-from dbop_raw.batching.writers.rows import Row, raised_by_client, span_of, taken
+from dbop_raw.batching.writers.rows import Row, by_place, raised_by_client, span_of, taken
 from dbop_raw.batching.writers.stale import is_stale
+from dbop_raw.driver.underway import overlap
 from dbop_raw.failure.errors import PolicyError
 from dbop_raw.session.scope import Scope
 
@@ -20,6 +22,7 @@ class ExecuteMany:
 
     __slots__ = ("_impossible", "_in_server", "sql")
     per_item: ClassVar[bool] = False
+    columns: ClassVar[None] = None
 
     def __init__(self, sql: str) -> None:
         self.sql = sql
@@ -38,8 +41,7 @@ class ExecuteMany:
 
     async def write(self, scope: Scope, items: Sequence[Row], lo: int, hi: int) -> Written[None]:
         """Execute all in one round trip."""
-        await scope.flush()
-        rows = span_of(items, lo, hi)
+        _, rows = await overlap(scope.flush(), partial(by_place, span_of(items, lo, hi), None, lo))
         left = iter(rows)
         try:
             await scope.conn.executemany(self.sql, left)
@@ -55,11 +57,12 @@ class ExecuteMany:
     ) -> Tried:
         """Execute the same statement for each row in a loop in the server."""
         del failure_rate
+        rows = by_place(items[lo:hi], None, lo)
         try:
             self._impossible.check(scope)
             if self._in_server is None or not self._in_server.suits(scope.conn):
                 self._in_server = await InServer.for_statement(scope, self.sql)
-            tried = await self._in_server.run(scope, (items[lo:hi], 1))
+            tried = await self._in_server.run(scope, (rows, 1))
         except Exception as exc:
             self._in_server = None
             self._impossible.learn(scope, exc)

@@ -100,6 +100,11 @@ class Writer(Protocol[Item_contra, R_co]):
         """
         ...
 
+    @property
+    def columns(self) -> Sequence[str] | None:
+        """The columns that an item's values are written to, in order; None where the writer knows of none."""
+        ...
+
     async def write(self, scope: Scope, items: Sequence[Item_contra], lo: int, hi: int) -> Written[R_co]:
         """Write the items `lo` up to but not including `hi`.
 

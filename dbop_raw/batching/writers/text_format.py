@@ -56,4 +56,5 @@ def lines(rows: Sequence[TextRow], width: int) -> str:
         plain = text.count("\t") == tabs and text.count("\n") == ends
         if plain and "\\" not in text and "\r" not in text:
             return text
-    return "\n".join([one_line(row) for row in rows])
+    # As tuples, since not every row can count (a Record can't).
+    return "\n".join([one_line(tuple(row)) for row in rows])

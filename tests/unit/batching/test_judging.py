@@ -8,8 +8,8 @@ from dbop_raw import Failed, Repair, RetriesExhausted, Verdict
 from dbop_raw.batching.judging import (
     ConstraintChecks,
     Decision,
+    by_reference,
     choose_constraint_checks,
-    forward_references,
     judge,
     too_many,
 )
@@ -154,22 +154,20 @@ def failures(**sqlstates: str) -> dict[int, Failed[str]]:
     }
 
 
-def test_only_a_violated_foreign_key_may_be_a_forward_reference() -> None:
+def test_only_a_violated_foreign_key_may_have_come_too_early() -> None:
     failed = failures(_1="23503", _2="23505", _5="23503")
-    assert sorted(forward_references(failed)) == [1, 5]
+    assert sorted(by_reference(failed)) == [1, 5]
 
 
 class TestTooMany:
     def test_as_many_as_the_limit_are_not_too_many(self) -> None:
-        assert too_many(failures(_1="23505", _2="23505"), 2, constraints_immediate=False) == ()
+        assert too_many(failures(_1="23505", _2="23505"), 2, passing=lambda _: False) == ()
 
     def test_one_more_than_the_limit_is_too_many_and_all_are_given_in_order(self) -> None:
         failed = failures(_7="23505", _2="23505", _5="23503")
-        found = too_many(failed, 2, constraints_immediate=False)
+        found = too_many(failed, 2, passing=lambda _: False)
         assert [one.index for one in found] == [2, 5, 7]
 
-    def test_a_row_that_may_only_have_come_too_early_does_not_count_while_constraints_are_immediate(
-        self,
-    ) -> None:
+    def test_an_item_that_may_still_be_written_does_not_count(self) -> None:
         failed = failures(_7="23505", _2="23505", _5="23503")
-        assert too_many(failed, 2, constraints_immediate=True) == ()
+        assert too_many(failed, 2, passing=lambda one: one.verdict.sqlstate == "23503") == ()

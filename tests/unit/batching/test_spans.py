@@ -75,7 +75,7 @@ def play(world: World, spans: Spans, write: Callable[[Step], None], rows: Callab
     assert spans.next() is None
     assert world.written | spans.bad == set(range(world.total))
     assert world.written.isdisjoint(spans.bad)
-    spans.finish()
+    spans._costs.learn_batch(world.total, len(spans.bad))
 
 
 def play_plainly(world: World, spans: Spans, *, locate: bool, seconds: float = 0.0) -> None:

@@ -10,7 +10,7 @@ import pytest
 from dbop_raw import PolicyError, copy_into, copy_text, each, execute_many
 from dbop_raw.batching.writers.copying import Target
 from dbop_raw.batching.writers.protocol import RowFailure, Tried, WriteFailed
-from dbop_raw.batching.writers.rows import check_widths, span_of, taken
+from dbop_raw.batching.writers.rows import by_place, check_widths, span_of, taken
 
 
 @pytest.mark.parametrize("make", [copy_into, copy_text])
@@ -74,7 +74,7 @@ def test_the_rows_that_the_driver_has_taken_are_counted() -> None:
 @pytest.mark.parametrize("row", [(1,), (1, 2, 3), 7, "ab", b"ab", {1, 2}])
 def test_a_row_that_does_not_fit_is_named_by_its_place_among_all_items(row: Any) -> None:
     with pytest.raises(WriteFailed) as raised:
-        check_widths([(1, 2), row, (1,)], 2, lo=40)
+        check_widths(by_place([(1, 2), row, (1,)], ("a", "b"), lo=40), 2, lo=40)
     assert (raised.value.index, raised.value.client) == (41, True)
 
 
