@@ -51,8 +51,9 @@ async def hand_over(conn: Any, seconds: float) -> Any:
     Raises:
         Exception: The session could not be reset. The connection has to be thrown away.
     """
-    holder, connection = getattr(conn, "_holder", None), getattr(conn, "_con", None)
-    if holder is None or connection is None or not hasattr(connection, "_on_release"):
+    holder: Any = getattr(conn, "_holder", None)
+    connection: Any = getattr(conn, "_con", None)
+    if holder is None or not hasattr(connection, "_on_release") or not hasattr(conn, "_detach"):
         return None
     current: Any = getattr(holder, "_proxy", None)
     if current is not conn or _is_to_be_closed(holder):

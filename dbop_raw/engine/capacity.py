@@ -146,7 +146,7 @@ class Capacity:
         counters.waiting += 1
         checkout: Checkout | None
         try:
-            if self._free and not self._line and not self._taking:
+            if self._free and not (self._line or self._asking or self._taking):
                 # Most likely one is free, and costs no timer.
                 self._free -= 1
                 taking: EagerCall[Connection] = EagerCall(self._pool.acquire())
@@ -415,7 +415,8 @@ class Capacity:
             raise
         if conn is None:
             return False
-        waiter = self._next_in_line()
+        # Who has come meanwhile may stand in the pool's line, and be before all in ours.
+        waiter = None if self._taking else self._next_in_line()
         self._let_go(checkout, ended)
         following = self._checkout(conn, checkout.handed_over + 1)
         if waiter is None:
