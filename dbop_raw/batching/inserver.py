@@ -29,7 +29,7 @@ from dbop_raw.batching.server_functions import (
 from dbop_raw.batching.writers.protocol import RowFailure, Tried, Unsupported
 from dbop_raw.driver.connection import Connection
 from dbop_raw.driver.underway import overlap
-from dbop_raw.failure.sqlstate import RULES, Repair, Rule, verdict_of
+from dbop_raw.failure.sqlstate import RULES, Rule, verdict_of
 from dbop_raw.session.scope import Scope
 
 __all__ = ["Impossible", "InServer", "array_literal"]
@@ -43,6 +43,8 @@ _LARGEST_PIECE = 512
 # Nor more bytes than this, in texts and the like, as long as a piece has several rows: the server takes no
 # message of 1 GB.
 _HEAVIEST_PIECE = 16 * 1024 * 1024
+# Insufficient privilege (TEMP), undefined object (the language). Not all of class 42: a value can raise that.
+_REFUSED = frozenset({"42501", "42704"})
 # How many attempts are left out where one has shown that the server can't try rows at all.
 _BATCHES_OF_REST = 20
 
@@ -238,10 +240,7 @@ class Impossible:
 
     def learn(self, scope: Scope, error: Exception) -> None:
         """Take in why rows could not be tried."""
-        verdict = scope.verdict(error)
-        refused = (
-            isinstance(error, asyncpg.PostgresError) and verdict.repair is Repair.NEVER and not verdict.item
-        )
+        refused = getattr(error, "sqlstate", None) in _REFUSED
         lasting = isinstance(error, Unsupported) and not error.of_rows
         if (refused or lasting) and self._rest <= 0:
             self._settings, self._rest = scope.settings, _BATCHES_OF_REST
