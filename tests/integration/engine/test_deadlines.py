@@ -20,6 +20,8 @@ from dbop_raw import (
 from tests.support.bodies import insert, rows, sleep, then
 from tests.support.failures import raising
 from tests.support.pools import Holding
+from tests.support.sessions import backend
+from tests.support.settings import with_bounds
 
 pytestmark = [pytest.mark.anyio, pytest.mark.every_loop]
 
@@ -126,3 +128,20 @@ async def test_no_retry_waits_past_the_deadline_of_its_caller(level: str, pool: 
     with anyio.fail_after(5), pytest.raises(RetriesExhausted) as caught:
         await Engine(pool).run(pipe(raising(code), retry(slow)))
     assert caught.value.reason == "deadline"
+
+
+async def test_a_run_that_outlives_its_deadline_keeps_its_connection(single: asyncpg.Pool) -> None:
+    """No time is left for the release by then, and a server that is well resets all the same."""
+    engine = with_bounds(Engine(single), reset=5.0)
+    pid = await engine.run(backend)
+
+    async def outlives(conn: Any) -> None:
+        await insert(conn)
+        with anyio.CancelScope(shield=True):
+            await anyio.sleep(0.05 + engine.settings.bounds.grace + 0.1)
+        await anyio.sleep_forever()
+
+    with pytest.raises(OperationTimeout):
+        await engine.run(outlives, deadline=0.05)
+    assert engine.stats().evicted == 0
+    assert await engine.run(backend) == pid

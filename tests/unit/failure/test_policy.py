@@ -84,6 +84,10 @@ class TestRetryPolicy:
         assert [policy.longest_delay(n) for n in range(1, 6)] == [0.5, 1.0, 2.0, 3.0, 3.0]
         assert [policy.delay(n, lambda: 0.5) for n in range(1, 4)] == [0.25, 0.5, 1.0]
 
+    def test_a_delay_too_large_for_a_float_is_the_longest(self) -> None:
+        policy = RetryPolicy(attempts=2, first_delay=1.0, max_delay=2.0, factor=1e6)
+        assert policy.longest_delay(5000) == 2.0
+
     def test_waits_are_spread_over_the_whole_range(self) -> None:
         """Full jitter: callers that one event made fail together come back one by one."""
         policy = RetryPolicy(attempts=2, first_delay=1.0)

@@ -109,6 +109,15 @@ async def test_a_timeout_stays_a_timeout_when_the_server_hangs() -> None:
     played.check()
 
 
+async def test_the_rollback_after_a_timeout_that_the_server_did_not_keep_has_only_the_bound_of_grace() -> None:
+    bounds = {"cleanup": 3600, "grace": 0.02}
+    played = Played([BEGIN, Step("INSERT", delay=NEVER), Step("ROLLBACK", delay=NEVER)], bounds=bounds)
+    with anyio.fail_after(5), pytest.raises(OperationTimeout):
+        await played.engine.run(pipe(insert(), timeout(0.02)))
+    assert played.connections[0].terminated
+    played.check()
+
+
 async def test_a_deadline_stays_a_timeout_when_the_server_hangs() -> None:
     played = Played([BEGIN, Step("INSERT", delay=NEVER), Step("ROLLBACK", delay=NEVER)], bounds=SHORT)
     with anyio.fail_after(5), pytest.raises(OperationTimeout) as caught:
