@@ -306,6 +306,20 @@ async def test_what_somebody_else_cancels_in_a_task_group_is_no_timeout_of_ours(
     assert caught.group_contains(asyncpg.QueryCanceledError, depth=2 if group is nested else 1)
 
 
+async def test_a_group_of_the_servers_timeout_and_an_error_of_the_bodys_own_is_raised_as_it_is(
+    single: asyncpg.Pool,
+) -> None:
+    async def fails_too(conn: Any) -> None:
+        try:
+            await sleep(conn)
+        except asyncpg.QueryCanceledError as ended:
+            raise ExceptionGroup("both", [ended, LookupError("of the body")]) from None
+
+    with pytest.raises(ExceptionGroup) as caught:
+        await Engine(single).run(pipe(fails_too, timeout(0.5)))
+    assert [type(error) for error in caught.value.exceptions] == [asyncpg.QueryCanceledError, LookupError]
+
+
 # --- in a batch
 
 
