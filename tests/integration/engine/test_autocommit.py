@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -26,7 +27,7 @@ from dbop_raw import (
 )
 from dbop_raw.testing import Fault, FaultProxy, Server, query
 from tests.support.bodies import insert, rows
-from tests.support.failures import raising
+from tests.support.failures import raising, server_error
 from tests.support.observing import Seen
 from tests.support.policies import QUICK
 from tests.support.pools import behind
@@ -225,6 +226,39 @@ async def test_an_autocommitted_body_is_not_started_again_after_its_first_statem
     assert caught.value.sqlstate == code
     assert body.count == 1
     assert seen.of(events.Retried) == []
+    assert await rows(single) == [1]
+
+
+@RETRY_WAYS
+async def test_an_autocommitted_body_is_not_started_again_after_its_first_statement_failed(
+    way: str, single: asyncpg.Pool
+) -> None:
+    """What failed has undone itself on a plain table, but not a sequence that it moved, for example."""
+
+    async def is_refused(conn: Any) -> None:
+        with contextlib.suppress(asyncpg.NotNullViolationError):
+            await insert(conn, None)
+
+    body = and_then(is_refused, raising("40001"))
+    op, policy = RETRIES[way](body)
+    with pytest.raises(asyncpg.SerializationError):
+        await Engine(single).run(op, autocommit=True, retry=policy)
+    assert body.count == 1
+
+
+@RETRY_WAYS
+async def test_an_autocommitted_body_is_not_started_again_where_it_fails_by_itself_after_its_statement(
+    way: str, single: asyncpg.Pool
+) -> None:
+    async def fails(conn: Any) -> None:
+        assert conn is not None
+        raise server_error("40001")
+
+    body = and_then(by_insert, fails)
+    op, policy = RETRIES[way](body)
+    with pytest.raises(asyncpg.SerializationError):
+        await Engine(single).run(op, autocommit=True, retry=policy)
+    assert body.count == 1
     assert await rows(single) == [1]
 
 
