@@ -119,6 +119,30 @@ async def test_who_comes_as_a_connection_comes_back_does_not_overtake(single: as
     assert turns.served == [0, 1]
 
 
+async def test_who_has_just_given_a_connection_back_does_not_overtake_where_the_pool_resets_its_own_way(
+    dsn: str,
+) -> None:
+    """Nothing is handed over there: the connection is free for a moment, though others wait for it."""
+
+    async def reset(conn: Any) -> None:
+        await conn.execute("RESET ALL")
+
+    async with pool_on(dsn, min_size=1, max_size=1, reset=reset) as pool:
+        engine = Engine(pool, acquire_timeout=60)
+        turns, may_go = Turns(engine), asyncio.Event()
+
+        async def twice() -> None:
+            await turns(0, may_go)
+            await turns(3)
+
+        async with anyio.create_task_group() as group:
+            group.start_soon(twice)
+            await until(lambda: turns.backends)
+            await turns.line_up(group, range(1, 3))
+            may_go.set()
+        assert turns.served == [0, 1, 2, 3]
+
+
 async def test_an_expired_connection_is_not_handed_on(single: asyncpg.Pool) -> None:
     engine = Engine(single, acquire_timeout=60)
     turns, may_go = Turns(engine), asyncio.Event()
