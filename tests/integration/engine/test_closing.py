@@ -68,6 +68,14 @@ class Paused:
 # --- close() and runs in their pause
 
 
+async def test_close_ends_the_pauses_of_runs(pool: asyncpg.Pool) -> None:
+    paused = Paused(pool, longest=3600)
+    await paused.begun()
+    assert await paused.engine.close(timeout=10)
+    outcomes = await asyncio.gather(*paused.tasks, return_exceptions=True)
+    assert {type(outcome) for outcome in outcomes} == {EngineClosed}
+
+
 async def test_close_does_not_return_true_while_a_run_is_in_its_pause(pool: asyncpg.Pool) -> None:
     paused = Paused(pool, longest=3600)
     await paused.begun()

@@ -214,3 +214,19 @@ async def test_an_engine_that_closes_while_a_connect_is_left_behind_leaves_no_ta
                 await engine.run(insert)
         while asyncio.all_tasks() - tasks:
             await asyncio.sleep(0.005)
+
+
+async def test_a_connect_under_way_outlives_its_caller_also_after_many_calls(dsn: str) -> None:
+    """As many as were ever given back are not free: the engine knows that the pool has to connect."""
+    gate = Gate()
+    gate.is_open.set()
+    async with slow_pool(dsn, gate, max_size=2) as pool:
+        engine = Engine(pool, acquire_timeout=30)
+        for _ in range(3):
+            await engine.run(backend)
+        gate.is_open.clear()
+        async with engine.transaction():
+            await by_cancellation(engine)
+            gate.is_open.set()
+            await until(lambda: pool.get_size() == 2)
+        assert (gate.begun, gate.cancelled) == (2, 0)

@@ -132,3 +132,11 @@ async def test_a_direct_call_is_under_the_engines_bounds(
         with pytest.raises(error):
             await engine.fetch("SELECT 1")
     assert engine.stats().in_use == 0
+
+
+async def test_a_direct_calls_error_whose_cause_is_an_option_of_the_pool_says_so(pool: asyncpg.Pool) -> None:
+    engine = Engine(pool)
+    with pytest.raises(asyncpg.InvalidSQLStatementNameError) as caught:
+        await engine.execute("DO $$ BEGIN RAISE EXCEPTION USING ERRCODE = '26000'; END $$")
+    (note,) = caught.value.__notes__
+    assert "statement_cache_size" in note

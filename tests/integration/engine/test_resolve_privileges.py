@@ -11,6 +11,7 @@ import asyncpg
 import pytest
 
 from dbop_raw import CommitTokens, CommitUnknown, Engine, Event, events
+from dbop_raw.engine.commit import Resolution, XidRecord
 from dbop_raw.testing import Fault, FaultProxy, Server, postgres, query
 from dbop_raw.testing.local import LocalServer
 from dbop_raw.testing.server import run_sql
@@ -20,6 +21,7 @@ from tests.support.observing import Seen
 from tests.support.pools import behind
 from tests.support.protocol import answer_to_commit
 from tests.support.servers import own_server
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.anyio
 
@@ -240,6 +242,23 @@ async def test_a_transaction_id_of_a_server_that_has_run_for_long_is_resolved() 
             proxy.inject(Fault("reset", when=answer_to_commit))
             assert await Engine(pool, observer=seen).run(insert, resolve_commit=True, deadline=10) == 1
         assert [event.outcome for event in seen.of(events.CommitResolved)] == ["committed"]
+
+
+async def test_an_open_transaction_of_a_server_that_has_run_for_long_is_found_and_ended() -> None:
+    """The server shows whose transaction it is without the epoch of its id."""
+    with own_server() as server:
+        let_it_run_for_long(server)
+        writer, other = await asyncpg.connect(server.dsn), await asyncpg.connect(server.dsn)
+        try:
+            await writer.execute("BEGIN")
+            record = XidRecord()
+            await record.capture(writer)
+            assert await record.look_up(other) is None
+            await until(writer.is_closed)
+            assert await record.look_up(other) is Resolution.ABORTED
+        finally:
+            writer.terminate()
+            other.terminate()
 
 
 def let_it_run_for_long(server: LocalServer) -> None:

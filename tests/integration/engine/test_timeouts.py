@@ -15,6 +15,7 @@ from dbop_raw import (
     RetryPolicy,
     pipe,
     retry,
+    savepoint,
     timeout,
 )
 from tests.support.bodies import Starts, sleep
@@ -132,7 +133,10 @@ async def test_a_timeout_around_a_retry_is_not_tried_again(pool: asyncpg.Pool) -
     assert starts == 1
 
 
-async def test_a_timeout_around_a_retry_is_one_for_all_transactions(pool: asyncpg.Pool) -> None:
+@pytest.mark.parametrize("outside", [(), (savepoint,), (timeout(20),)], ids=["alone", "savepoint", "timeout"])
+async def test_a_timeout_around_a_retry_is_one_for_all_transactions(
+    outside: tuple[Any, ...], pool: asyncpg.Pool
+) -> None:
     async def slow_then_deadlocked(conn: Any) -> None:
         await sleep(conn, 0.1)
         await raising("40P01")(conn)
@@ -141,7 +145,7 @@ async def test_a_timeout_around_a_retry_is_one_for_all_transactions(pool: asyncp
     body = Starts(slow_then_deadlocked)
     engine = Engine(pool)
     with anyio.fail_after(5), pytest.raises((OperationTimeout, RetriesExhausted)):
-        await engine.run(pipe(body, retry(patient), timeout(0.35)))
+        await engine.run(pipe(body, retry(patient), timeout(0.35), *outside))
     assert 2 <= len(body.transactions) <= 4
     assert engine.stats().in_use == 0
 

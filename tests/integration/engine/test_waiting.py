@@ -12,7 +12,7 @@ import anyio
 import asyncpg
 import pytest
 
-from dbop_raw import AcquireTimeout, Engine
+from dbop_raw import AcquireTimeout, Engine, EngineOverloaded
 from tests.support.pools import Holding, pool_on
 from tests.support.sessions import backend
 from tests.support.waiting import until
@@ -252,3 +252,45 @@ async def test_who_gave_up_is_not_remembered(single: asyncpg.Pool) -> None:
             del calls, outcomes
         # The last round may still be known to the event loop.
         assert _futures() <= before + 50
+
+
+async def test_who_was_cancelled_makes_room_in_the_line(single: asyncpg.Pool) -> None:
+    engine = Engine(single, acquire_timeout=60, max_waiting=1)
+    async with anyio.create_task_group() as group, Holding(single, 1):
+        gave_up = asyncio.create_task(engine.run(backend))
+        await until(lambda: engine.stats().waiting == 1)
+        gave_up.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await gave_up
+        group.start_soon(engine.run, backend)
+        await until(lambda: engine.stats().waiting == 1)
+    assert (engine.stats().shed, engine.stats().acquires) == (0, 1)
+
+
+async def test_who_waits_in_the_pools_own_queue_counts_among_those_who_wait(single: asyncpg.Pool) -> None:
+    engine = Engine(single, acquire_timeout=2, max_waiting=1)
+    await engine.run(backend)
+    async with anyio.create_task_group() as group, Holding(single, 1):
+        group.start_soon(engine.run, backend)
+        await until(lambda: engine.stats().waiting == 1)
+        with pytest.raises(EngineOverloaded):
+            await engine.run(backend)
+
+
+class FailsToReset(asyncpg.Connection):
+    """Can't be used again."""
+
+    async def reset(self, *, timeout: float | None = None) -> None:  # noqa: ASYNC109, ARG002 - asyncpg's
+        raise ConnectionResetError("of the test")
+
+
+async def test_who_waits_is_served_where_a_connection_can_not_be_handed_over(dsn: str) -> None:
+    async with pool_on(dsn, max_size=1, connection_class=FailsToReset) as pool:
+        turns, may_go = Turns(Engine(pool, acquire_timeout=60)), asyncio.Event()
+        with anyio.fail_after(10):
+            async with anyio.create_task_group() as group:
+                group.start_soon(turns, 0, may_go)
+                await until(lambda: turns.backends)
+                await turns.line_up(group, range(1, 3))
+                may_go.set()
+        assert turns.served == [0, 1, 2]

@@ -109,11 +109,23 @@ async def test_a_timeout_stays_a_timeout_when_the_server_hangs() -> None:
     played.check()
 
 
-async def test_the_rollback_after_a_timeout_that_the_server_did_not_keep_has_only_the_bound_of_grace() -> None:
+async def test_a_rollback_after_a_timeout_that_the_server_did_not_keep_has_the_bound_of_grace() -> None:
     bounds = {"cleanup": 3600, "grace": 0.02}
     played = Played([BEGIN, Step("INSERT", delay=NEVER), Step("ROLLBACK", delay=NEVER)], bounds=bounds)
     with anyio.fail_after(5), pytest.raises(OperationTimeout):
         await played.engine.run(pipe(insert(), timeout(0.02)))
+    assert played.connections[0].terminated
+    played.check()
+
+
+async def test_a_savepoint_is_rolled_back_within_the_bound_of_the_tightest_timeout_around_it() -> None:
+    async def body(conn: Any) -> None:
+        await savepoint(insert())(conn)
+
+    hangs = [BEGIN, Step("SAVEPOINT"), Step("INSERT", delay=NEVER), Step("ROLLBACK TO", delay=NEVER)]
+    played = Played(hangs, bounds={"cleanup": 3600, "grace": 0.02})
+    with anyio.fail_after(5), pytest.raises((OperationTimeout, RollbackFailed)):
+        await played.engine.run(pipe(body, timeout(3600), timeout(0.02)))
     assert played.connections[0].terminated
     played.check()
 
