@@ -128,14 +128,14 @@ class Target:
         """Give the same with its table's schema, whatever the search_path is next time: an operation."""
         if self.columns is None:
             return self
-        row = await conn.fetchrow(
+        rows = await _read(
+            conn,
             "SELECT n.nspname, c.relname FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n "
             "ON n.oid OPERATOR(pg_catalog.=) c.relnamespace WHERE c.oid OPERATOR(pg_catalog.=) "
-            "pg_catalog.to_regclass($1)::pg_catalog.oid",
-            self.name,
+            f"pg_catalog.to_regclass({sql.literal(self.name or '')})::pg_catalog.oid",
         )
         # One that is not there is an error of the first chunk.
-        return self if row is None else replace(self, name=sql.relation(row["relname"], row["nspname"]))
+        return replace(self, name=sql.relation(rows[0]["relname"], rows[0]["nspname"])) if rows else self
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,17 +188,15 @@ class Book:
     async def find(self, conn: Connection, number: int) -> Entry | None:
         """Look up one chunk as it is now, which another process may have written: an operation."""
         ledger = self.ledger
-        row = await conn.fetchrow(
-            f"SELECT size, target, columns, items, digest FROM {ledger.relation} "
-            "WHERE name OPERATOR(pg_catalog.=) $1 AND part OPERATOR(pg_catalog.=) '' "
-            "AND chunk OPERATOR(pg_catalog.=) $2::pg_catalog.int8",
-            ledger.name,
-            number,
+        rows = await _read(
+            conn,
+            f"SELECT size, target, columns, items, {_DIGEST} {_of(ledger)} "
+            f"AND chunk OPERATOR(pg_catalog.=) {number:d}",
         )
-        if row is None:
+        if not rows:
             return None
-        _check_job(ledger, row, self.target, self.size)
-        return Entry(row["items"], row["digest"])
+        _check_job(ledger, rows[0], self.target, self.size)
+        return _entry(rows[0])
 
     def record(self, number: int, items: Sequence[Any]) -> ChunkRecord:
         """Make the row of a chunk that is to be written.
@@ -229,11 +227,35 @@ async def read_book(ledger: Ledger, conn: Connection, target: Target, size: int)
     if not await _has_columns(conn, relation):
         return None
     target = await target.resolved(conn)
-    mine = f"FROM {relation} WHERE name OPERATOR(pg_catalog.=) $1 AND part OPERATOR(pg_catalog.=) ''"
-    for row in await conn.fetch(f"SELECT DISTINCT size, target, columns {mine}", ledger.name):
+    for row in await _read(conn, f"SELECT DISTINCT size, target, columns {_of(ledger)}"):
         _check_job(ledger, row, target, size)
-    rows = await conn.fetch(f"SELECT chunk, items, digest {mine}", ledger.name)
-    return Book(ledger, target, size, {row["chunk"]: Entry(row["items"], row["digest"]) for row in rows})
+    rows = await _read(conn, f"SELECT chunk, items, {_DIGEST} {_of(ledger)}")
+    return Book(ledger, target, size, {row["chunk"]: _entry(row) for row in rows})
+
+
+_DIGEST = "pg_catalog.encode(digest, 'hex') AS digest"
+
+
+def _of(ledger: Ledger) -> str:
+    """SQL for the rows of one ledger."""
+    return (
+        f"FROM {ledger.relation} WHERE name OPERATOR(pg_catalog.=) {sql.literal(ledger.name)} "
+        "AND part OPERATOR(pg_catalog.=) ''"
+    )
+
+
+def _entry(row: Mapping[str, Any]) -> Entry:
+    return Entry(row["items"], None if row["digest"] is None else bytes.fromhex(row["digest"]))
+
+
+async def _read(conn: Connection, query: str) -> list[dict[str, Any]]:
+    """Fetch rows past whatever codecs the user has set: as one piece of JSON, in bytes."""
+    found: bytes = await conn.fetchval(
+        "SELECT pg_catalog.convert_to(COALESCE(pg_catalog.json_agg(q)::pg_catalog.text, '[]'), 'UTF8') "
+        f"FROM ({query}) AS q"
+    )
+    rows: list[dict[str, Any]] = json.loads(found)
+    return rows
 
 
 def _check_job(ledger: Ledger, row: Mapping[str, Any], target: Target, size: int) -> None:
@@ -250,23 +272,25 @@ def _check_job(ledger: Ledger, row: Mapping[str, Any], target: Target, size: int
 
 async def _has_columns(conn: Connection, relation: str) -> bool:
     """Is the table there, and of this version?"""
-    found = await conn.fetch(
+    found = await _read(
+        conn,
         "SELECT attname FROM pg_catalog.pg_attribute WHERE attrelid OPERATOR(pg_catalog.=) "
-        "pg_catalog.to_regclass($1)::pg_catalog.oid AND NOT attisdropped",
-        relation,
+        f"pg_catalog.to_regclass({sql.literal(relation)})::pg_catalog.oid AND NOT attisdropped",
     )
     return {row["attname"] for row in found}.issuperset(_COLUMNS)
 
 
 async def _changes(conn: Connection, relation: str) -> list[str]:
     """Say what brings a table of an earlier version up to date; it can be done twice."""
-    key = await conn.fetchval(
+    keys = await _read(
+        conn,
         "SELECT conname FROM pg_catalog.pg_constraint WHERE conrelid OPERATOR(pg_catalog.=) "
-        "pg_catalog.to_regclass($1)::pg_catalog.oid AND contype OPERATOR(pg_catalog.=) 'p'::\"char\"",
-        relation,
+        f"pg_catalog.to_regclass({sql.literal(relation)})::pg_catalog.oid "
+        "AND contype OPERATOR(pg_catalog.=) 'p'::\"char\"",
     )
-    if key is None:
+    if not keys:
         return []
+    key = keys[0]["conname"]
     columns = ", ".join(f"ADD COLUMN IF NOT EXISTS {name} {kind}" for name, kind in _COLUMNS.items())
     return [
         f"ALTER TABLE {relation} {columns}",

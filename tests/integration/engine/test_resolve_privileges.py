@@ -250,9 +250,9 @@ async def test_an_open_transaction_of_a_server_that_has_run_for_long_is_found_an
         let_it_run_for_long(server)
         writer, other = await asyncpg.connect(server.dsn), await asyncpg.connect(server.dsn)
         try:
-            await writer.execute("BEGIN")
             record = XidRecord()
-            await record.capture(writer)
+            await writer.execute(f"BEGIN; {record.opening()}")
+            record.capture(writer)
             assert await record.look_up(other) is None
             await until(writer.is_closed)
             assert await record.look_up(other) is Resolution.ABORTED
