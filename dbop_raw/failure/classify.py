@@ -200,7 +200,7 @@ def _by_routine(exc: _ServerError, verdict: Verdict) -> Verdict:
     if verdict.sqlstate == "42501" and routine == "ExecWithCheckOptions":
         return replace(verdict, item=True, reason=_ROW_SECURITY, blame="item")
     if routine == "ReportCopyError" and verdict.sqlstate in {"XX000", "58030"}:
-        # Any other code says for itself what it is. Citus (multi_copy.c) passes on what a worker said of a COPY
+        # Any other code says what it is. Citus (multi_copy.c) passes on what a worker said of a COPY
         # without its code, as XX000; or, as 58030, says that the worker said nothing any more.
         lost = verdict.sqlstate == "58030"
         return replace(

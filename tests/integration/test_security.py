@@ -37,6 +37,7 @@ from dbop_raw import (
     EngineClosed,
     EngineOverloaded,
     Event,
+    GroupFailed,
     JsonlRejects,
     Ledger,
     LedgerMismatch,
@@ -134,6 +135,10 @@ async def table(postgres_dsn: str) -> str:
     return postgres_dsn
 
 
+async def _raises(error: Exception) -> None:
+    raise error
+
+
 async def _sleep(conn: Any) -> None:
     await conn.execute("SELECT pg_sleep(5)")
 
@@ -183,6 +188,9 @@ class TestPasswords:
             await hears(TypeError, engine.run(dsn))  # type: ignore[arg-type]
             write = batch(execute_many("INSERT INTO t VALUES ($1, $2)"), skip_limit=1)
             await hears(SkipLimitExceeded, engine.run(write([(1, None), (2, None)])))
+            grouped = batch(execute_many("INSERT INTO t VALUES ($1, $2)"), together=lambda _: 0)
+            companions = await engine.run(grouped([(901, "x"), (902, None)]))
+            await hears(GroupFailed, _raises(companions.failed[0].error))
             rejects = JsonlRejects(tmp_path / "rejects.jsonl")
             await ingest(
                 engine, [(n, None if n % 2 else "x") for n in range(10)],
