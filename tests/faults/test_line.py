@@ -167,10 +167,9 @@ class Laboratory:
             faulty = None if outcome.hit is None else outcome.hit.connection
             outcome.last = outcome.hit is not None and outcome.hit.index == len(log)
             proxy.heal()
-            # A connect that only hangs is not thrown away with who waited for it: when it goes on, it is whole.
-            connecting = (
-                spot.action == "hang" and outcome.hit is not None and not _busy_with(log, outcome.hit)
-            )
+            # A connect that only hangs is not thrown away with who waited for it: it may still go on.
+            hit = outcome.hit
+            connecting = spot.action == "hang" and hit is not None and not _busy_with(log, hit)
             outcome.expect(
                 that=outcome.last or connecting or await _is_closed(proxy, faulty),
                 what="the connection was kept",
