@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from typing import Any, Literal
 
 import asyncpg
+import pytest
 
 from dbop_raw import CommitTokens, Engine, Event
 from dbop_raw.events import CommitResolved
@@ -22,7 +23,7 @@ Action = Literal["cut", "reset", "hang"]
 Place = Literal["before the server", "before the client"]
 Way = Literal["xid", "token"]
 
-ACTIONS: tuple[Action, ...] = ("cut", "reset", "hang")
+ACTIONS = ["cut", "reset", pytest.param("hang", marks=pytest.mark.slow)]
 PLACES: tuple[Place, ...] = ("before the server", "before the client")
 WAYS: tuple[Way, ...] = ("xid", "token")
 """How it is looked up: by the transaction's id, or by a row that it wrote."""

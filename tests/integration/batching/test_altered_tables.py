@@ -19,7 +19,7 @@ from dbop_raw import Engine, RetryPolicy, batch, each, execute_many, operation
 from dbop_raw.testing import Server
 from tests.support.batching import COPY_WRITERS, ROW_WRITERS, as_items, make_batch, told
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 COLUMNS = ("id", "v")
 

@@ -14,7 +14,7 @@ from dbop_raw import Engine, batch
 from dbop_raw.testing import Server
 from tests.support.batching import ROW_WRITERS, as_items, make_writer, told
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 COLUMNS = ("id", "must", "mood", "small", "tag")
 SCHEMA = (

@@ -17,7 +17,7 @@ from dbop_raw import Engine, Ledger, RetryPolicy, batch, copy_into, execute_many
 from dbop_raw.events import Event, Retried
 from tests.support.batching import ROW_WRITERS, as_items, make_writer, told
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 INSERT = "INSERT INTO t (id, must, v) VALUES ($1, $2, $3)"
 COLUMNS = ("id", "must", "v")

@@ -23,7 +23,7 @@ from dbop_raw.testing.wire import ClientFramer
 from tests.support.batching import ROW_WRITERS, as_items, make_batch, told
 from tests.support.dsn import without_tls
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 SIZE = 300
 FEW_ROUND_TRIPS = 30

@@ -37,7 +37,7 @@ from tests.support.one_by_one import (
     teach,
 )
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 Number = decimal.Decimal
 BINARY = ("copy_into", "execute_many")

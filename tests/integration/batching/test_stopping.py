@@ -23,7 +23,7 @@ from tests.support.batching import (
     told,
 )
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 
 @both_ways

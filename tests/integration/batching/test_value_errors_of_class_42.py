@@ -21,7 +21,7 @@ from dbop_raw.testing.server import run_sql
 from tests.support.batching import COPY_WRITERS, ROW_WRITERS, insert_of, make_batch, told
 from tests.support.one_by_one import HISTORIES, Engines, History, engines_on, teach
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 COLUMNS = ("id", "v")
 

@@ -243,6 +243,7 @@ BATCHES: dict[str, tuple[Scenario, list[int]]] = {
     "dense copy_into": (writing(copy_into("t", columns=("n",)), DENSE), DENSE_GOOD),
 }
 SCENARIOS = RUNS | BATCHES
+OTHERS = [name for name in SCENARIOS if name != "run"]
 CLEANS_UP = {"run that needs retries", "run of nested operations"}
 """They send ROLLBACKs, into which asyncio's `task.cancel()` reaches, and then the connection is not kept."""
 
@@ -279,13 +280,14 @@ async def cancel_everywhere(world: World, name: str, how: Canceller) -> int:
 
 @pytest.mark.every_loop
 @pytest.mark.parametrize("how", ONCE, ids=lambda how: how.__name__)
-@pytest.mark.parametrize("name", SCENARIOS)
+@pytest.mark.parametrize("name", ["run", *(pytest.param(name, marks=pytest.mark.slow) for name in OTHERS)])
 async def test_a_cancellation_at_any_await_leaves_everything_clean(
     name: str, how: Canceller, world: World
 ) -> None:
     assert await cancel_everywhere(world, name, how) >= 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", TWICE, ids=lambda how: how.__name__)
 @pytest.mark.parametrize("name", SCENARIOS)
 async def test_a_second_cancellation_at_any_await_leaves_everything_clean(
@@ -294,6 +296,7 @@ async def test_a_second_cancellation_at_any_await_leaves_everything_clean(
     assert await cancel_everywhere(world, name, how) >= 3
 
 
+@pytest.mark.slow
 @pytest.mark.every_loop
 @pytest.mark.parametrize("how", [*ONCE, *TWICE], ids=lambda how: how.__name__)
 async def test_a_cancelled_autocommit_run_leaves_a_clean_connection(how: Canceller, world: World) -> None:
@@ -310,6 +313,7 @@ async def test_a_cancelled_autocommit_run_leaves_a_clean_connection(how: Cancell
     raise AssertionError("it never ends")
 
 
+@pytest.mark.slow
 @pytest.mark.every_loop
 @pytest.mark.parametrize("how", [*ONCE, *TWICE], ids=lambda how: how.__name__)
 async def test_a_cancelled_direct_call_leaves_a_clean_connection(how: Canceller, world: World) -> None:
@@ -325,6 +329,7 @@ async def test_a_cancelled_direct_call_leaves_a_clean_connection(how: Canceller,
     raise AssertionError("it never ends")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", [*ONCE, *TWICE], ids=lambda how: how.__name__)
 async def test_a_cancelled_run_with_a_token_commits_it_with_its_row_or_not_at_all(
     how: Canceller, world: World

@@ -76,6 +76,7 @@ def test_the_bound_for_a_commit_that_hangs_is_seconds() -> None:
     assert 0 < Bounds().commit <= 10
 
 
+@pytest.mark.slow
 async def test_a_cancelled_caller_of_a_dead_server_gives_up_in_bounded_time(
     behind: Engine, proxy: FaultProxy
 ) -> None:

@@ -26,7 +26,7 @@ from tests.support.sessions import as_new
 from tests.support.settings import with_bounds
 from tests.support.waiting import until_in_thread
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 
 MANY_TRANSACTIONS = "DO $$ BEGIN FOR k IN 1000..1200 LOOP INSERT INTO t VALUES (k); COMMIT; END LOOP; END $$"

@@ -47,7 +47,7 @@ from tests.support.pools import behind
 from tests.support.protocol import answer_to_commit
 from tests.support.waiting import until
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 TOKENS = CommitTokens()
 

@@ -34,7 +34,7 @@ from tests.support.servers import own_server
 from tests.support.sessions import backend, terminate
 from tests.support.waiting import Together, until
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 
 @pytest.fixture(scope="module")

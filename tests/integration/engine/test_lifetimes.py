@@ -36,7 +36,7 @@ from tests.support.policies import QUICK
 from tests.support.pools import behind
 from tests.support.protocol import answer_to_commit
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 
 @pytest.fixture

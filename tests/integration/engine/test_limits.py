@@ -33,7 +33,7 @@ from tests.support.observing import Seen
 from tests.support.policies import QUICK
 from tests.support.sessions import backend
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 Body = Callable[[Any], Awaitable[Any]]
 

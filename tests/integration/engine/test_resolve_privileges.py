@@ -23,7 +23,7 @@ from tests.support.protocol import answer_to_commit
 from tests.support.servers import own_server
 from tests.support.waiting import until
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 TOKENS = CommitTokens()
 WAYS = pytest.mark.parametrize("way", ["xid", "token"])

@@ -17,6 +17,8 @@ import pytest
 from bench import flights
 from dbop_raw.testing.server import run_sql
 
+pytestmark = pytest.mark.slow
+
 FLIGHT = (
     *("year", "month", "day", "dep_time", "sched_dep_time", "dep_delay", "arr_time", "sched_arr_time"),
     *(

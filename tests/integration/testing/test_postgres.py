@@ -20,6 +20,8 @@ from tests.support.servers import own_source
 from tests.support.sessions import is_running
 from tests.support.waiting import until_in_thread
 
+pytestmark = pytest.mark.slow
+
 IMPORTS = "from pathlib import Path\nfrom dbop_raw.testing import postgres\n"
 
 

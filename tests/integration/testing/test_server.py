@@ -75,6 +75,7 @@ class TestDatabases:
 
 
 class TestSettings:
+    @pytest.mark.slow
     def test_a_tests_settings_win_over_ours(self) -> None:
         settings = {"max_connections": "17", "application_name": "it's"}
         with postgres(source=own_source(), settings=settings) as server:
@@ -93,12 +94,14 @@ class TestSettings:
     def test_a_server_without_settings_has(self, server: Server, name: str, value: str) -> None:
         assert server.sql(f"SHOW {name}") == value
 
+    @pytest.mark.slow
     def test_a_durable_server_syncs(self) -> None:
         with postgres(source=own_source(), durable=True) as server:
             assert server.sql("SHOW fsync") == "on"
             assert server.sql("SHOW full_page_writes") == "on"
 
 
+@pytest.mark.slow
 class TestLife:
     def test_committed_rows_survive_a_stop_a_crash_and_a_restart(self) -> None:
         with postgres(source=own_source()) as server:
