@@ -25,7 +25,13 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
-SLOW = ("tests/faults/", "tests/integration/bench/", "tests/integration/cli/", "tests/integration/support/")
+SLOW = (
+    "tests/faults/",
+    "tests/integration/bench/",
+    "tests/integration/cli/",
+    "tests/integration/sizing/",
+    "tests/integration/support/",
+)
 
 
 @pytest.hookimpl(wrapper=True)

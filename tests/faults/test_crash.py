@@ -122,7 +122,7 @@ class TestAServerThatIsKilledAndStarted:
         # 16 calls at a time, each at most once in 0.125 s on the average while the server is away (1 s).
         assert sum(refused.values()) < 16 * len(ups) * 20
 
-    async def test_a_budget_bounds_the_tries(self, server: LocalServer, database: str) -> None:
+    async def test_a_budget_bounds_the_attempts(self, server: LocalServer, database: str) -> None:
         seen: list[Event] = []
         starts = calls = 0
         budget = RetryBudget(capacity=20, per_call=0.1)
@@ -252,7 +252,7 @@ class TestABackendThatIsKilled:
             assert engine.stats().commits_found_committed == 0
 
     @pytest.mark.parametrize("by", ["token", "xid"])
-    async def test_with_no_crash_in_between_it_is_known(
+    async def test_a_commit_in_doubt_with_no_crash_in_between_is_known(
         self, server: LocalServer, database: str, by: str
     ) -> None:
         """So that the xid way does not pass the test above by knowing nothing, ever."""
@@ -298,7 +298,7 @@ def _recovered(server: LocalServer, dsn: str) -> None:
 
 class TestBackendsThatAreTerminated:
     @pytest.mark.parametrize("by", ["token", "xid", "nothing"])
-    async def test_each_row_is_there_once_or_its_error_was_raised(
+    async def test_each_row_is_there_once_or_its_error_was_raised_though_backends_are_terminated(
         self,
         database: str,
         admin: asyncpg.Connection,

@@ -92,7 +92,7 @@ async def timed(call: Callable[[], Awaitable[Any]]) -> tuple[float, BaseExceptio
 
 
 class TestAServerThatHangsForFiveSeconds:
-    async def test_deadlines_are_kept_and_nothing_is_written_twice(
+    async def test_deadlines_are_kept_by_a_server_that_hangs_and_nothing_is_written_twice(
         self, server: Server, database: str, engine: Engine
     ) -> None:
         loop = asyncio.get_running_loop()
@@ -181,7 +181,7 @@ class TestADiskThatIsFull:
         return database
 
     @pytest.mark.parametrize("kind", ["each", "execute_many", "copy_into", "copy_text"])
-    async def test_a_batch_stops_at_once(self, table: str, kind: str) -> None:
+    async def test_a_batch_stops_at_once_when_the_disk_is_full(self, table: str, kind: str) -> None:
         number = str if kind == "copy_text" else int
         body = "x" * 1000
         # Dense bad rows first, so that the rows are tried one by one when the disk gets full.
@@ -202,7 +202,9 @@ class TestADiskThatIsFull:
             event for event in seen if getattr(event, "sqlstate", None) == "53100" and "item" in event.name
         ]
 
-    async def test_an_ingest_stops_at_once_and_rejects_none(self, table: str, tmp_path: Path) -> None:
+    async def test_an_ingest_stops_at_once_when_the_disk_is_full_and_rejects_none_for_it(
+        self, table: str, tmp_path: Path
+    ) -> None:
         rejects = tmp_path / "rejects.jsonl"
         body = "x" * 1000
         source: list[Row] = [(n, None if n % 100 == 7 else body) for n in range(56_000)]
@@ -229,7 +231,9 @@ class TestADiskThatIsFull:
 
 
 class TestTooManyConnections:
-    async def test_it_backs_off_charges_double_and_recovers(self, server: Server, database: str) -> None:
+    async def test_a_refused_connection_backs_off_charges_the_budget_double_and_recovers(
+        self, server: Server, database: str
+    ) -> None:
         run_sql(database, "CREATE TABLE t (id integer NOT NULL)")
         # Not as superuser: those have connections kept for them.
         run_sql(database, "DROP ROLE IF EXISTS plain")

@@ -102,7 +102,7 @@ def run(dsn: str, rejects: Path, kill: tuple[int, float] | None) -> str | None:
         raise AssertionError(process.stderr.read())
 
 
-async def test_the_table_equals_the_source_and_no_reject_is_missing(
+async def test_the_table_of_an_ingest_that_is_killed_equals_the_source_and_no_reject_is_missing(
     database: str, tmp_path: Path, rng: random.Random, scale: float
 ) -> None:
     rejects = tmp_path / "rejects.jsonl"

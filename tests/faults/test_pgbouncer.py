@@ -84,7 +84,9 @@ async def insert(conn: Any, number: int) -> int:
 
 
 class TestWhatItPassesOn:
-    async def test_savepoints_and_timeouts_work(self, pooler: PgBouncer, database: str) -> None:
+    async def test_savepoints_and_timeouts_work_through_a_pooler(
+        self, pooler: PgBouncer, database: str
+    ) -> None:
         async with opened(pooler.through(database)) as engine:
             tries = 0
 
@@ -118,7 +120,7 @@ class TestWhatItPassesOn:
 
     @pytest.mark.parametrize("share", [0.02, 0.6], ids=["sparse", "dense"])
     @pytest.mark.parametrize("kind", ["each", "execute_many", "copy_into", "copy_text"])
-    async def test_every_writer_works(
+    async def test_every_writer_works_through_a_pooler(
         self, pooler: PgBouncer, database: str, kind: str, share: float, rng: random.Random
     ) -> None:
         number = str if kind == "copy_text" else int
@@ -224,7 +226,9 @@ async def _no_reset(_conn: Any) -> None:
 
 class TestAForgottenStatementCache:
     @pytest.mark.parametrize("how", ["run", "run with retry", "fetchval"])
-    async def test_the_error_explains_it(self, pooler: PgBouncer, database: str, how: str) -> None:
+    async def test_the_error_of_a_forgotten_statement_cache_explains_it(
+        self, pooler: PgBouncer, database: str, how: str
+    ) -> None:
         policy = RetryPolicy(attempts=2, first_delay=0.001)
 
         async def read(conn: Any) -> Any:
@@ -325,7 +329,7 @@ class TestCommitInDoubt:
 
     @pytest.mark.parametrize("by", ["token", "xid"])
     @pytest.mark.parametrize("side", ["before", "after"])
-    async def test_it_is_settled_and_never_guessed(
+    async def test_a_commit_in_doubt_behind_a_pooler_is_resolved_and_never_guessed(
         self, server: Server, database: str, side: Literal["before", "after"], by: str
     ) -> None:
         bodies = 0
@@ -360,7 +364,9 @@ class TestCommitInDoubt:
             (1, 0) if side == "after" else (0, 1)
         )
 
-    async def test_without_being_asked_it_is_an_error(self, server: Server, database: str) -> None:
+    async def test_a_commit_in_doubt_behind_a_pooler_is_commit_unknown_where_nobody_resolves_it(
+        self, server: Server, database: str
+    ) -> None:
         async with FaultProxy(server.host, server.port) as proxy:
             with or_skip(pgbouncer(Server(proxy.host, proxy.port, server.user))) as pooler:
                 async with opened(pooler.through(database)) as engine:
@@ -377,7 +383,7 @@ class TestCommitInDoubt:
 
 class TestKilledUnderLoad:
     @pytest.mark.parametrize("by", ["token", "xid"])
-    async def test_each_acknowledged_row_is_there_once(
+    async def test_each_acknowledged_row_is_there_once_though_the_pooler_is_killed(
         self, pooler: PgBouncer, database: str, rng: random.Random, scale: float, by: str
     ) -> None:
         acknowledged: set[int] = set()

@@ -16,13 +16,14 @@ BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README, re.MULTILINE | re.DOTALL)
 PROGRAMS = [text for language, text in BLOCKS if language == "python"]
 
 
-def test_no_block_is_of_a_kind_that_is_not_tested() -> None:
+def test_every_block_of_the_readme_is_of_a_kind_that_is_tested() -> None:
     assert PROGRAMS
     assert {language for language, _ in BLOCKS} <= {"python", "sh"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", range(len(PROGRAMS)))
-def test_the_program_runs(number: int, postgres_server: Server, tmp_path: Path) -> None:
+def test_a_program_of_the_readme_runs(number: int, postgres_server: Server, tmp_path: Path) -> None:
     dsn = postgres_server.create_database()
     try:
         done = subprocess.run(

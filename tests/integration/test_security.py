@@ -65,20 +65,17 @@ from dbop_raw import (
 from dbop_raw.cli.target import Target
 from dbop_raw.events import LeakSuspected, Retried
 from dbop_raw.observe.structlog import StructlogObserver
-from dbop_raw.testing import Fault, FaultProxy, Server, ServerUnavailable, query
+from dbop_raw.testing import Fault, FaultProxy, Server, query
 from dbop_raw.testing.binaries import account_for
 from dbop_raw.testing.folders import own, temporary_root
 from dbop_raw.testing.server import run_sql
+from tests.support.dsn import PASSWORD, with_password
 from tests.support.pgbouncer import pgbouncer
+from tests.support.servers import or_skip
 
 pytestmark = pytest.mark.anyio
 
-PASSWORD = "hunter2-and-more"
 ONCE = RetryPolicy(attempts=2, first_delay=0.001)
-
-
-def with_password(dsn: str, password: str = PASSWORD, user: str = "postgres") -> str:
-    return dsn.replace("//postgres@", f"//{user}:{password}@")
 
 
 class Ears:
@@ -144,7 +141,7 @@ async def _sleep(conn: Any) -> None:
 
 
 class TestPasswords:
-    async def test_they_are_in_no_event_log_error_reject_or_repr(  # noqa: PLR0915 - one list of all that is said
+    async def test_a_password_is_in_no_event_log_error_reject_or_repr(  # noqa: PLR0915 - one list of all that is said
         self, table: str, postgres_server: Server, ears: Ears, tmp_path: Path
     ) -> None:
         dsn = with_password(table)
@@ -250,14 +247,14 @@ class TestPasswords:
         ],
     )
     @pytest.mark.parametrize("size", [0, 1])
-    async def test_they_are_in_no_error_of_connecting(self, ears: Ears, dsn: str, size: int) -> None:
+    async def test_a_password_is_in_no_error_of_connecting(self, ears: Ears, dsn: str, size: int) -> None:
         async def connect() -> None:
             async with Engine.open(dsn, min_size=size, max_size=1, timeout=2, observer=ears) as engine:
                 await engine.run(lambda conn: conn.execute("SELECT 1"), retry=ONCE)
 
         await ears.expect(Exception, connect())
 
-    async def test_a_wrong_one_is_not_told(
+    async def test_a_wrong_password_is_not_told(
         self, postgres_server: Server, postgres_dsn: str, ears: Ears
     ) -> None:
         if postgres_server.data_dir is None:
@@ -310,7 +307,7 @@ SECRET = "4111-1111-1111-1111"
 class TestValues:
     @pytest.mark.parametrize("kind", ["each", "execute_many", "copy_into", "copy_text"])
     @pytest.mark.parametrize("share", [1, 10])
-    async def test_those_of_items_are_in_no_event_and_in_no_error_of_ours(
+    async def test_values_of_items_are_in_no_event_and_in_no_error_of_ours(
         self, table: str, ears: Ears, kind: str, share: int, tmp_path: Path
     ) -> None:
         number = str if kind == "copy_text" else int
@@ -448,7 +445,7 @@ FEW = settings(
 class TestHostileNames:
     @FEW
     @given(table=NAMES, schema=NAMES.filter(lambda n: not n.startswith("pg_")), first=NAMES, second=NAMES)
-    def test_they_are_taken_literally_by_the_writers(
+    def test_hostile_names_are_taken_literally_by_the_writers(
         self,
         names_runner: Callable[[Callable[[Engine], Awaitable[None]]], None],
         table: str,
@@ -482,7 +479,7 @@ class TestHostileNames:
 
     @FEW
     @given(table=NAMES, schema=NAMES.filter(lambda n: not n.startswith("pg_")), name=NAMES)
-    def test_they_are_taken_literally_by_tokens_and_ledgers(
+    def test_hostile_names_are_taken_literally_by_tokens_and_ledgers(
         self,
         names_runner: Callable[[Callable[[Engine], Awaitable[None]]], None],
         table: str,
@@ -519,7 +516,7 @@ class TestHostileNames:
         names_runner(work)
 
     @pytest.mark.parametrize("name", [HOSTILE[0], HOSTILE[1], "a.b", "%s {0} {one} $1 :name"])
-    async def test_they_are_taken_literally_by_the_command(
+    async def test_hostile_names_are_taken_literally_by_the_command(
         self, postgres_dsn: str, tmp_path: Path, name: str
     ) -> None:
         async with Engine.open(postgres_dsn, min_size=1, max_size=1) as engine:
@@ -611,7 +608,9 @@ class TestASearchPathThatHijacks:
             yield engine
 
     @pytest.mark.parametrize("kind", ["execute_many", "copy_into", "copy_text"])
-    async def test_the_functions_in_pg_temp_call_nothing_of_it(self, trap: Engine, kind: str) -> None:
+    async def test_the_functions_in_pg_temp_call_nothing_of_a_hostile_search_path(
+        self, trap: Engine, kind: str
+    ) -> None:
         number = str if kind == "copy_text" else int
         items = [(number(n) if n % 2 else None, "x") for n in range(200)]
         writers: dict[str, Any] = {
@@ -631,7 +630,9 @@ class TestASearchPathThatHijacks:
         )
         assert await trap.fetchval(made) >= 1, "the row-by-row way was not taken"
 
-    async def test_neither_do_limits_tokens_and_look_ups(self, trap: Engine, postgres_dsn: str) -> None:
+    async def test_limits_tokens_and_look_ups_call_nothing_of_a_hostile_search_path(
+        self, trap: Engine, postgres_dsn: str
+    ) -> None:
         tokens = CommitTokens()
         await trap.run(tokens.install)
         insert = "INSERT INTO t VALUES (1, 'x')"
@@ -702,17 +703,15 @@ def guarded(postgres_server: Server) -> Iterator[Guarded]:
             "client_tls_key_file": str(folder / "server.key"),
             "client_tls_cert_file": str(folder / "server.crt"),
         }
-        try:
-            pooler = stack.enter_context(pgbouncer(postgres_server, pool_mode="session", settings=settings))
-        except ServerUnavailable as exc:
-            pytest.skip(str(exc))
+        opened = pgbouncer(postgres_server, pool_mode="session", settings=settings)
+        pooler = stack.enter_context(or_skip(opened))
         by_name = pooler.dsn.replace("127.0.0.1", "localhost")
         yield Guarded(by_name, pooler.dsn, folder / "server.crt", folder / "other.crt")
 
 
 class TestTLS:
     @pytest.mark.parametrize("how", ["context", "require", "dsn"])
-    async def test_options_pass_through_open(self, guarded: Guarded, how: str) -> None:
+    async def test_tls_options_pass_through_open(self, guarded: Guarded, how: str) -> None:
         ways: dict[str, dict[str, Any]] = {
             "context": {"dsn": guarded.dsn, "ssl": ssl.create_default_context(cafile=guarded.certificate)},
             "require": {"dsn": guarded.dsn, "ssl": "require"},
@@ -721,7 +720,7 @@ class TestTLS:
         async with Engine.open(**ways[how], min_size=1, max_size=1) as engine:
             assert await engine.run(lambda conn: conn.fetchval("SELECT 6 * 7")) == 42
 
-    async def test_it_is_not_left_out(self, guarded: Guarded) -> None:
+    async def test_tls_is_not_left_out_where_the_server_requires_it(self, guarded: Guarded) -> None:
         with pytest.raises(asyncpg.PostgresError):
             async with Engine.open(guarded.dsn, ssl=False, min_size=1, max_size=1):
                 pass
@@ -738,7 +737,7 @@ class TestTLS:
             assert classify(caught.value).repair is Repair.NEVER
         assert not [event for event in seen if isinstance(event, Retried)]
 
-    async def test_a_server_without_it_is_not_talked_to_in_the_clear(self, postgres_server: Server) -> None:
+    async def test_a_server_without_tls_is_not_talked_to_in_the_clear(self, postgres_server: Server) -> None:
         async with FaultProxy(postgres_server.host, postgres_server.port) as proxy:
             dsn = with_password(proxy.dsn(postgres_server.dsn))
             with pytest.raises(ConnectionError):

@@ -43,7 +43,7 @@ from tests.support.protocol import answer_to_commit
 from tests.support.settings import with_bounds
 from tests.support.waiting import until
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 COLUMNS = ("id", "body")
 SCHEMA = (

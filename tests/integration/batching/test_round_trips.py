@@ -13,7 +13,7 @@ from dbop_raw.testing.server import run_sql
 from tests.support.batching import QUICK, WRITERS, as_items, make_batch
 from tests.support.round_trips import EVENTS, add_event, counted, warm
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 COLUMNS = ("id", "body")
 

@@ -18,7 +18,7 @@ from dbop_raw.testing import Server
 from dbop_raw.testing.server import run_sql
 from tests.support.batching import COPY_WRITERS, WRITERS, as_items, make_batch, told
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 COLUMNS = ("id", "parent", "land")
 Row = tuple[int, int | None, int]

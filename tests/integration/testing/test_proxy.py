@@ -102,7 +102,7 @@ class TestCounting:
         assert proxy.connections_opened == 1
         assert [m.type for m in proxy.messages][-1] == "X"
 
-    async def test_what_comes_unasked_is_not_counted(
+    async def test_a_message_that_comes_unasked_is_not_counted(
         self, proxy: FaultProxy, connection: asyncpg.Connection, table: str
     ) -> None:
         heard: asyncio.Queue[str] = asyncio.Queue()
@@ -209,7 +209,7 @@ class TestTruth:
         assert await connection.fetchval("SELECT 1") == 1
         await connection.close()
 
-    async def test_what_is_not_postgresql_is_refused(self, proxy: FaultProxy) -> None:
+    async def test_a_client_that_does_not_speak_postgresql_is_refused(self, proxy: FaultProxy) -> None:
         reader, writer = await asyncio.open_connection(proxy.host, proxy.port)
         writer.write(b"\0\0\0\1GET ")
         with pytest.raises(ConnectionResetError):
@@ -328,6 +328,17 @@ class TestFaults:
         assert await two.execute("SELECT 'one'") == "SELECT 1"
         await two.close()
 
+    @pytest.mark.every_loop
+    async def test_a_line_that_was_reset_may_be_dropped_again(
+        self, proxy: FaultProxy, connection: asyncpg.Connection
+    ) -> None:
+        """Before the proxy has seen its end: uvloop has no socket any more then."""
+        proxy.drop_all("reset")
+        proxy.drop_all("reset")
+        with pytest.raises(LOST):
+            await connection.execute("SELECT 1")
+        await until(lambda: proxy.connections == 0)
+
     @pytest.mark.parametrize(("action", "end"), [("cut", b""), ("reset", ConnectionResetError)])
     async def test_the_client_sees_a_fin_or_a_rst(self, proxy: FaultProxy, action: str, end: object) -> None:
         reader, writer = await asyncio.open_connection(proxy.host, proxy.port)
@@ -365,7 +376,7 @@ class TestEnd:
                     await asyncpg.connect(f"postgresql://me@{proxy.host}:{proxy.port}/x", timeout=5)
 
     @pytest.mark.parametrize("state", ["idle", "hanging", "cut", "late"])
-    async def test_it_stops_with_nothing_left(self, server: Server, table: str, state: str) -> None:
+    async def test_a_proxy_stops_with_nothing_left(self, server: Server, table: str, state: str) -> None:
         before = asyncio.all_tasks()
         async with FaultProxy(server.host, server.port) as proxy:
             connection = await asyncpg.connect(proxy.dsn(table))

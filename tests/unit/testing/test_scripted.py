@@ -14,11 +14,6 @@ from dbop_raw.testing import ScriptedConnection, ScriptedPool, Step
 pytestmark = pytest.mark.anyio
 
 
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
-
-
 class TestConnection:
     async def test_steps_are_used_in_order_by_every_call(self) -> None:
         connection = ScriptedConnection([
@@ -37,7 +32,7 @@ class TestConnection:
         connection.assert_finished()
         assert len(connection.sent) == 8
 
-    async def test_what_was_not_expected_is_told_with_what_was(self) -> None:
+    async def test_a_call_that_was_not_expected_is_told_with_what_was(self) -> None:
         connection = ScriptedConnection([Step("COMMIT"), Step(re.compile("^ROLLBACK$"))])
         with pytest.raises(AssertionError, match="expected 'COMMIT', got 'SELECT 1'"):
             await connection.fetch("SELECT 1")
@@ -85,7 +80,9 @@ class TestConnection:
             ("COMMIT; BEGIN", False, True, True),
         ],
     )
-    async def test_it_follows_its_transaction(self, sql: str, error: bool, before: bool, after: bool) -> None:
+    async def test_a_scripted_connection_follows_its_transaction(
+        self, sql: str, error: bool, before: bool, after: bool
+    ) -> None:
         steps = [Step("BEGIN")] if before else []
         connection = ScriptedConnection([*steps, Step(None, error=ValueError() if error else None)])
         if before:
