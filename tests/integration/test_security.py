@@ -442,6 +442,7 @@ FEW = settings(
 )
 
 
+@pytest.mark.slow
 class TestHostileNames:
     @FEW
     @given(table=NAMES, schema=NAMES.filter(lambda n: not n.startswith("pg_")), first=NAMES, second=NAMES)
@@ -709,6 +710,7 @@ def guarded(postgres_server: Server) -> Iterator[Guarded]:
         yield Guarded(by_name, pooler.dsn, folder / "server.crt", folder / "other.crt")
 
 
+@pytest.mark.slow
 class TestTLS:
     @pytest.mark.parametrize("how", ["context", "require", "dsn"])
     async def test_tls_options_pass_through_open(self, guarded: Guarded, how: str) -> None:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from dbop_raw.testing import Server
 from tests.support.programs import run_pytest
+
+pytestmark = pytest.mark.slow
 
 
 def test_each_test_gets_a_database_of_its_own(folder: Path, server: Server) -> None:
