@@ -73,7 +73,7 @@ from tests.support.dsn import PASSWORD, with_password
 from tests.support.pgbouncer import pgbouncer
 from tests.support.servers import or_skip
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 ONCE = RetryPolicy(attempts=2, first_delay=0.001)
 
@@ -442,7 +442,6 @@ FEW = settings(
 )
 
 
-@pytest.mark.slow
 class TestHostileNames:
     @FEW
     @given(table=NAMES, schema=NAMES.filter(lambda n: not n.startswith("pg_")), first=NAMES, second=NAMES)
@@ -710,7 +709,6 @@ def guarded(postgres_server: Server) -> Iterator[Guarded]:
         yield Guarded(by_name, pooler.dsn, folder / "server.crt", folder / "other.crt")
 
 
-@pytest.mark.slow
 class TestTLS:
     @pytest.mark.parametrize("how", ["context", "require", "dsn"])
     async def test_tls_options_pass_through_open(self, guarded: Guarded, how: str) -> None:

@@ -34,7 +34,7 @@ from dbop_raw.testing import Server
 from dbop_raw.testing.server import run_sql
 from tests.support.batching import QUICK, WRITERS, as_items, make_writer, told
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 COLUMNS = ("id", "journal", "amount")
 SCHEMA = (

@@ -9,7 +9,7 @@ from dbop_raw import Engine, Event, pipe, timeout
 from dbop_raw.events import Retried
 from tests.support.batching import QUICK, WRITERS, Way, both_ways, count, item_batch, items_for, told
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 
 @both_ways

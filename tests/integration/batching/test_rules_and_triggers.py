@@ -17,7 +17,7 @@ from dbop_raw.testing import Server
 from tests.support.batching import COPY_WRITERS, ROW_WRITERS, as_items, make_batch, told
 from tests.support.one_by_one import HISTORIES, Engines, History, engines_on, teach
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 COLUMNS = ("id", "must")
 

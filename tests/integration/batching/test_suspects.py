@@ -7,7 +7,7 @@ import pytest
 from dbop_raw import Engine
 from tests.support.batching import COPY_WRITERS, as_items, make_batch, told
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 PARENTS = range(50)
 

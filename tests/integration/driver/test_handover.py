@@ -17,7 +17,7 @@ from tests.support.pools import pool_on
 from tests.support.sessions import backend
 from tests.support.waiting import until
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 AT_MOST = 32
 """So many times in a row."""

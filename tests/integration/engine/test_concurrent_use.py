@@ -30,7 +30,7 @@ from dbop_raw import (
 from tests.support.bodies import insert, rows
 from tests.support.policies import QUICK
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 Body = Callable[[Any], Awaitable[Any]]
 

@@ -19,7 +19,7 @@ from tests.support.bodies import insert, rows
 from tests.support.sessions import backend
 from tests.support.waiting import until
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 
 class Gate:

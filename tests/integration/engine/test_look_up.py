@@ -19,7 +19,7 @@ from tests.support.bodies import insert
 from tests.support.pools import behind
 from tests.support.protocol import answer_to_commit
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 TOKENS = CommitTokens()
 WAYS = pytest.mark.parametrize("way", ["xid", "token"])

@@ -21,7 +21,7 @@ import pytest
 from dbop_raw import Engine, OperationTimeout, TransactionMisuse, operation, savepoint, timeout
 from tests.support.bodies import insert, rows
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 add = operation(insert)
 

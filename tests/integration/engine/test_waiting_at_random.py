@@ -24,7 +24,7 @@ from tests.support.pools import pool_on
 from tests.support.sessions import others
 from tests.support.waiting import until
 
-pytestmark = [pytest.mark.anyio, pytest.mark.every_loop]
+pytestmark = [pytest.mark.anyio, pytest.mark.every_loop, pytest.mark.slow]
 
 CALLERS = 250
 ENGINES = 2

@@ -36,7 +36,7 @@ from dbop_raw import (
 from dbop_raw.testing import Fault, FaultProxy, Server, query
 from tests.support.ingesting import TABLES, Kept, Row, add_item, copying, engine_on, rows, stored
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 
 class TestLedger:

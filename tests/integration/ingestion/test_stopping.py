@@ -27,7 +27,7 @@ from dbop_raw import (
 from dbop_raw.testing import Fault, FaultProxy, Server, query
 from tests.support.ingesting import Kept, Row, copying, engine_on, rows, stored
 
-pytestmark = pytest.mark.anyio
+pytestmark = [pytest.mark.anyio, pytest.mark.slow]
 
 QUICK = RetryPolicy(attempts=3, first_delay=0.001, max_delay=0.001)
 

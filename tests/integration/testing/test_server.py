@@ -14,6 +14,8 @@ from dbop_raw.testing.server import run_sql
 from tests.support.servers import own_source
 from tests.support.sessions import is_running
 
+pytestmark = pytest.mark.slow
+
 
 async def database_of(dsn: str) -> object:
     connection = await asyncpg.connect(dsn)
@@ -75,7 +77,6 @@ class TestDatabases:
 
 
 class TestSettings:
-    @pytest.mark.slow
     def test_a_tests_settings_win_over_ours(self) -> None:
         settings = {"max_connections": "17", "application_name": "it's"}
         with postgres(source=own_source(), settings=settings) as server:
@@ -94,14 +95,12 @@ class TestSettings:
     def test_a_server_without_settings_has(self, server: Server, name: str, value: str) -> None:
         assert server.sql(f"SHOW {name}") == value
 
-    @pytest.mark.slow
     def test_a_durable_server_syncs(self) -> None:
         with postgres(source=own_source(), durable=True) as server:
             assert server.sql("SHOW fsync") == "on"
             assert server.sql("SHOW full_page_writes") == "on"
 
 
-@pytest.mark.slow
 class TestLife:
     def test_committed_rows_survive_a_stop_a_crash_and_a_restart(self) -> None:
         with postgres(source=own_source()) as server:
